@@ -1,0 +1,380 @@
+"""The contract between the engine and one kind of system.
+
+A connector translates one vendor's API to records in canonical values and back, nothing more:
+it decides nothing about matching, merging, order, retries or pacing. It is found through the
+entry point group ``syncd.connectors``; the entry point is a callable with the signature of
+``ConnectorFactory``. ``syncd.testing.conformance`` holds the tests that each connector passes.
+
+Every HTTP exchange goes through the ``Wire`` that the engine hands in, which paces, retries,
+counts and, in a dry run, refuses writes. Library retries must be off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from importlib.metadata import entry_points
+from typing import Literal, Protocol, TypeVar
+
+from syncd.core.mapping import Refusal
+from syncd.core.model import Address, FieldType, Json, Record, Values, Verb
+from syncd.errors import ConfigError
+
+T = TypeVar("T")
+
+GROUP = "syncd.connectors"
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """A vendor's limit: so many calls in so many seconds, for all calls of one bucket."""
+
+    bucket: str
+    calls: int
+    seconds: float
+
+
+class Wire(Protocol):
+    """The one way out: paces, retries, counts. Supplied by the engine."""
+
+    def call(
+        self,
+        exchange: Callable[[], T],
+        *,
+        effect: Literal["read", "write"],
+        bucket: str = "default",
+        is_repeatable: bool = True,
+    ) -> T:
+        """Perform one HTTP exchange, waiting before it and repeating it as the policy says.
+
+        Args:
+            exchange: performs exactly one HTTP request and returns its parsed answer. It raises
+                ``TransientError(is_sent=...)`` for time-outs, resets and 5xx,
+                ``RateLimitedError`` for a refusal by quota, ``AuthError``, ``RejectedError``,
+                ``MissingError``, ``StaleVersionError`` and ``ContractError`` as they say.
+            effect: ``write`` if the request can change anything at the vendor.
+            bucket: the quota it counts against.
+            is_repeatable: whether sending it twice does no harm. If not, a ``TransientError``
+                with ``is_sent`` becomes ``UnknownOutcomeError`` instead of a repeat.
+
+        Raises:
+            UnknownOutcomeError, TransientError (patience is used up), and all else that
+            ``exchange`` raised.
+        """
+        ...
+
+    def observe(self, bucket: str, *, remaining: int, reset_seconds: float) -> None:
+        """Take note of what the vendor's headers say is left of a quota."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A credential; its text never shows in a repr, a log or an error."""
+
+    _reveal: Callable[[], str]
+
+    def reveal(self) -> str:
+        """Read the secret now, so that a rotated file is seen. Raises ConfigError if it is gone."""
+        return self._reveal()
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldChoice:
+    """What a tenant changed about one canonical field: another native name, or a value map."""
+
+    native: str | None = None
+    values: Mapping[str, str] = field(default_factory=dict)
+    """Canonical value -> native value, replacing the connector's own table."""
+
+
+@dataclass(frozen=True, slots=True)
+class KindChoice:
+    """What a tenant chose about one kind that a connector must know."""
+
+    fields: Mapping[str, FieldChoice] = field(default_factory=dict)
+    watch: tuple[str, ...] = ()
+    """Native fields that the tenant's filters name: return them in ``Record.native``."""
+    pipeline: str | None = None
+    stages: Mapping[str, tuple[str, ...]] | None = None
+    """CRM stage (id or label) -> the deal stages of Propstreet that it stands for; None: the default."""
+    labels: Mapping[str, str] | None = None
+    """Canonical classification -> the label or role that shows it; None: the default."""
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """Native field -> value to set on create only."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSettings:
+    """One tenant's account at one system, as its file says."""
+
+    name: str
+    base_url: str | None
+    login_url: str | None
+    auth: Mapping[str, Secret]
+    namespace: str
+    """How Propstreet's external refs name the CRM of this pair."""
+    kinds: Mapping[str, KindChoice] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Who we are at the vendor. ``id`` must never change for a connection."""
+
+    id: str
+    name: str = ""
+    currency: str | None = None
+    time_zone: str = "UTC"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldCapability:
+    """How far one canonical field is carried: ``is_writable`` by update, ``is_creatable`` on create."""
+
+    type: FieldType
+    is_writable: bool = True
+    is_creatable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class KindCapability:
+    """What the system offers for one kind.
+
+    ``ref_sets``: for a kind made of references, the combinations it can hold, most specific
+    first. ``is_child``: it is pulled per parent deal. ``batch``: records in one ``write`` of a
+    verb. ``is_conditional``: a write with a stale version is refused by the vendor itself.
+    ``can_mark``: the record can carry the other side's id. ``is_exact``: an equal ``version``
+    proves equal content. ``can_restore``: updating a deleted record brings it back.
+    """
+
+    fields: Mapping[str, FieldCapability]
+    batch: Mapping[Verb, int]
+    read_batch: int
+    ref_sets: tuple[frozenset[str], ...] = ()
+    is_child: bool = False
+    is_conditional: bool = False
+    is_exact: bool = False
+    can_mark: bool = True
+    can_restore: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the system offers; read once, after ``check`` has passed.
+
+    ``pull_groups``: kinds that one ``pull`` serves together, in order. ``overlap_seconds``
+    covers late commits and index lag on every pull, ``deep_overlap_seconds`` now and then.
+    """
+
+    kinds: Mapping[str, KindCapability]
+    pull_groups: tuple[tuple[str, ...], ...]
+    quotas: tuple[Quota, ...]
+    overlap_seconds: int
+    deep_overlap_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A deal whose children are to be read: its id and, where children have their own clock, theirs."""
+
+    id: str
+    watermark: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """What to read: all kinds of one pull group, each from its watermark; None means everything.
+
+    ``parents`` yields the deals to visit for child kinds; it may be long, so take it lazily in
+    the vendor's batch size. ``is_deep`` asks for the deep overlap. ``is_sweep`` asks for what
+    the delta does not show and a listing does: deletions, merges, associations.
+    """
+
+    kinds: tuple[str, ...]
+    watermarks: Mapping[str, str | None]
+    parents: Callable[[], Iterable[Parent]] = tuple
+    is_deep: bool = False
+    is_sweep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some records of one kind, as read.
+
+    ``clock`` is the highest modified time among them, the vendor's own string, to become the
+    watermark (of ``parent``, if given). ``complete_parents``: all children of these parents are
+    in this page, so a child known before and not here is gone. ``is_listing``: the page belongs
+    to a full listing, so that what the whole listing does not show is gone; the last page of
+    such a listing has ``is_last``. ``refused``: records that were there but unreadable (a hostile
+    id, a text beyond ``MAX_TEXT``, a number that is none); the others are not held up by them.
+    """
+
+    kind: str
+    records: tuple[Record, ...]
+    refused: tuple[Refusal, ...] = ()
+    clock: str | None = None
+    parent: str | None = None
+    complete_parents: tuple[str, ...] = ()
+    is_listing: bool = False
+    is_last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One record to be written.
+
+    ``key`` is fresh for each intent and the same for each repeat of it, fit for an idempotency
+    key. ``address`` is None for a create. ``counterpart`` is the other side's id, to be stored
+    as the mark. ``values`` holds only fields that change; None clears. ``refs`` are own-side ids.
+    ``version``, ``modified_at`` and ``opaque`` are those of the record as last read.
+    """
+
+    key: str
+    kind: str
+    verb: Verb
+    address: Address | None
+    counterpart: str | None
+    values: Values = field(default_factory=dict)
+    refs: Mapping[str, str] = field(default_factory=dict)
+    version: str | None = None
+    modified_at: datetime | None = None
+    opaque: Mapping[str, Json] = field(default_factory=dict)
+
+
+class Verdict(StrEnum):
+    """How one write went."""
+
+    DONE = "done"
+    EXISTS = "exists"
+    """A create was refused because ``record`` already stands there; nothing was written."""
+    STALE = "stale"
+    MISSING = "missing"
+    REJECTED = "rejected"
+    UNKNOWN = "unknown"
+    """The answer was lost or did not name this record: find out before doing anything else."""
+    RETRY = "retry"
+    """Refused for a passing reason (a locked row); nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one write went. ``record`` is what the system holds now, as returned or re-read.
+
+    ``reason`` is a code and field names, never a value. For ``DONE`` on a delete there is no record.
+    """
+
+    key: str
+    verdict: Verdict
+    record: Record | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something the account lacks. ``is_required``: without it the pair cannot run."""
+
+    code: str
+    thing: str
+    fix: str
+    is_required: bool = True
+    is_fixable: bool = False
+    """``Connector.fix`` can create it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a run moved, for ``least_calls``: records read and written by kind and verb.
+
+    ``pulled`` counts records by kind that a pull had to return; ``parents`` visited deals per
+    child kind; ``written`` counts records by (kind, verb) and ``groups`` the distinct parents
+    they belong to. ``is_backfill``: all was read from the beginning.
+    """
+
+    is_backfill: bool
+    pulled: Mapping[str, int]
+    parents: Mapping[str, int]
+    written: Mapping[tuple[str, Verb], int]
+    groups: Mapping[tuple[str, Verb], int]
+
+
+class Connector(Protocol):
+    """One tenant's account at one system."""
+
+    def account(self) -> Account:
+        """Ask the vendor who we are. Raises AuthError."""
+        ...
+
+    def check(self) -> Sequence[Finding]:
+        """Compare the account with the settings: fields, stages, labels, permissions. Reads only.
+
+        Raises ConfigError for settings that name an unknown field, stage or label, with the
+        known ones nearest to it.
+        """
+        ...
+
+    def fix(self, findings: Sequence[Finding]) -> Sequence[Finding]:
+        """Create what the API allows; returns what is still missing, each with what an admin must do."""
+        ...
+
+    def capabilities(self) -> Capabilities:
+        """What the system offers with this account. May read the account's schema once."""
+        ...
+
+    def pull(self, request: Pull) -> Iterator[Page]:
+        """Read changes, oldest first where the vendor can, deletions included, never skipping a record.
+
+        The overlap is taken off here, since only the connector knows the clock's format.
+        Records that a listing returns twice may be yielded twice. A watermark of None reads all
+        and ends with a page that has ``is_listing`` and ``is_last`` (for kinds with a listing).
+        """
+        ...
+
+    def read(self, kind: str, addresses: Sequence[Address]) -> Mapping[str, Record]:
+        """Read records by id, at most ``read_batch`` at once, from the store that tells the truth.
+
+        Keyed by the id asked for. A missing record comes back as a tombstone; one under another
+        id came out of a merge.
+        """
+        ...
+
+    def write(self, writes: Sequence[Write]) -> Sequence[Outcome]:
+        """Write records of one kind with one verb, at most ``batch[verb]``; one outcome each, any order.
+
+        Raises RejectedError if the vendor refused the batch as a whole and wrote nothing: the
+        engine bisects it. Raises UnknownOutcomeError if the answer to the batch was lost.
+        """
+        ...
+
+    def find(self, writes: Sequence[Write]) -> Mapping[str, Record]:
+        """What stands there now for creates whose outcome is unknown, by ``Write.key``; absent if nothing does."""
+        ...
+
+    def least_calls(self, tally: Tally) -> int:
+        """The fewest HTTP calls this work could take by the vendor's own limits (see the contract's arithmetic)."""
+        ...
+
+    def close(self) -> None:
+        """Let go of sockets."""
+        ...
+
+
+class ConnectorFactory(Protocol):
+    """What the entry point is: builds a connector. Opens no connection yet."""
+
+    def __call__(self, settings: ConnectionSettings, wire: Wire, now: Callable[[], datetime]) -> Connector: ...
+
+
+def load(name: str) -> ConnectorFactory:
+    """The factory registered under ``name``. Raises ConfigError naming the ones there are."""
+    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name not in found:
+        known = ", ".join(sorted(found)) or "none"
+        raise ConfigError(f"unknown connector {name!r}; installed: {known}")
+    factory: ConnectorFactory = found[name].load()
+    return factory

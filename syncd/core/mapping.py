@@ -1,0 +1,246 @@
+"""Canonical values: reading them from vendors' scalars, comparing them, keeping them as JSON.
+
+A connector's table says which native field feeds which canonical one; the functions here say
+what a scalar means, and refuse what cannot be one. ``same`` is each field type's notion of
+equal, lenient exactly where systems are known to rewrite what they are given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Final
+from urllib.parse import urlsplit
+
+from syncd.core.model import MAX_TEXT, FieldType, Json, Money, Value, Values, is_safe_id
+
+
+class UnfitValueError(ValueError):
+    """A scalar from a vendor cannot be what its field holds. Says the field, never the value."""
+
+
+def text(raw: object, field: str, *, limit: int = MAX_TEXT) -> str | None:
+    """Trimmed text, None if empty. Raises UnfitValueError for other types and for what is too long."""
+    if raw is None:
+        return None
+    if isinstance(raw, bool) or not isinstance(raw, str | int | float | Decimal):
+        raise UnfitValueError(f"{field}: expected text")
+    found = str(raw).replace("\x00", "").strip()
+    if len(found) > limit:
+        raise UnfitValueError(f"{field}: longer than {limit} characters")
+    return found or None
+
+
+def identifier(raw: object, field: str) -> str | None:
+    """An opaque id, numbers made text, None if empty. Raises UnfitValueError if it is unsafe in a URL or query."""
+    found = text(raw, field, limit=255)
+    if found is not None and not is_safe_id(found):
+        raise UnfitValueError(f"{field}: not a safe id")
+    return found
+
+
+def number(raw: object, field: str) -> Decimal | None:
+    """A finite decimal from a JSON number or a numeric string. Raises UnfitValueError."""
+    if raw is None or raw == "":
+        return None
+    if isinstance(raw, bool) or not isinstance(raw, int | float | str | Decimal):
+        raise UnfitValueError(f"{field}: expected a number")
+    try:
+        found = Decimal(str(raw).strip())
+    except InvalidOperation as exc:
+        raise UnfitValueError(f"{field}: expected a number") from exc
+    if not found.is_finite() or found.adjusted() > 30:
+        raise UnfitValueError(f"{field}: not a usable number")
+    return canonical_decimal(found)
+
+
+def canonical_decimal(found: Decimal) -> Decimal:
+    """The same number without trailing zeros or exponent, so that equal numbers print alike."""
+    return Decimal(format(found.normalize(), "f"))
+
+
+def boolean(raw: object, field: str) -> bool | None:
+    """A claim from a JSON boolean or the words true and false. Raises UnfitValueError."""
+    match raw:
+        case None | "":
+            return None
+        case bool():
+            return raw
+        case "true" | "True":
+            return True
+        case "false" | "False":
+            return False
+    raise UnfitValueError(f"{field}: expected true or false")
+
+
+def instant(raw: object, field: str) -> datetime | None:
+    """An aware UTC instant from ISO 8601 (any offset, any fraction) or epoch milliseconds.
+
+    Digits finer than microseconds are cut off, never rounded up. Raises UnfitValueError.
+    """
+    if raw is None or raw == "":
+        return None
+    try:
+        if isinstance(raw, str) and not raw.isdigit():
+            shorter = re.sub(r"(\.\d{6})\d+", r"\1", raw.strip())
+            found = datetime.fromisoformat(shorter)
+            if found.tzinfo is None:
+                found = found.replace(tzinfo=UTC)
+            return found.astimezone(UTC)
+        if isinstance(raw, str | int) and not isinstance(raw, bool):
+            return datetime.fromtimestamp(int(raw) // 1000, UTC).replace(microsecond=int(raw) % 1000 * 1000)
+    except (ValueError, OverflowError, OSError) as exc:
+        raise UnfitValueError(f"{field}: expected an instant") from exc
+    raise UnfitValueError(f"{field}: expected an instant")
+
+
+def day(raw: object, field: str) -> date | None:
+    """A calendar date without zone from ISO 8601. Raises UnfitValueError."""
+    if raw is None or raw == "":
+        return None
+    try:
+        return date.fromisoformat(str(raw)[:10])
+    except ValueError as exc:
+        raise UnfitValueError(f"{field}: expected a date") from exc
+
+
+def members(raw: object, field: str, *, separator: str = ";") -> frozenset[str] | None:
+    """A set from a list or a separated string; empty is None. Raises UnfitValueError."""
+    if raw is None:
+        return None
+    if isinstance(raw, str):
+        parts: Iterable[object] = raw.split(separator)
+    elif isinstance(raw, list | tuple | set | frozenset):
+        parts = raw
+    else:
+        raise UnfitValueError(f"{field}: expected a list")
+    found = frozenset(part for part in (text(each, field) for each in parts) if part)
+    return found or None
+
+
+def email(raw: object, field: str) -> str | None:
+    """An e-mail address, lower case. Raises UnfitValueError."""
+    found = text(raw, field)
+    return found.lower() if found else None
+
+
+def domain(raw: object, field: str = "domain") -> str | None:
+    """The bare host of a domain or URL: lower case, without ``www.``, port or path."""
+    found = text(raw, field)
+    if not found:
+        return None
+    try:
+        host = urlsplit(found if "//" in found else f"//{found}").hostname or ""
+    except ValueError as exc:
+        raise UnfitValueError(f"{field}: expected a domain") from exc
+    return host.removeprefix("www.").rstrip(".") or None
+
+
+def iso_z(moment: datetime) -> str:
+    """An instant as vendors like it best: UTC with milliseconds and a ``Z``."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# --- equality -----------------------------------------------------------------------------
+
+_NOT_DIGITS: Final = re.compile(r"\D+")
+
+
+def same(type_: FieldType, one: Value, other: Value) -> bool:
+    """Whether two canonical values say the same, by their field type's notion of equal."""
+    if one == other:
+        return True
+    if one is None or other is None:
+        return False
+    if type_ is FieldType.PHONE:
+        return _same_phone(str(one), str(other))
+    if type_ is FieldType.TEXT:
+        return " ".join(str(one).split()) == " ".join(str(other).split())
+    if type_ is FieldType.INSTANT and isinstance(one, datetime) and isinstance(other, datetime):
+        # The coarsest store keeps whole seconds.
+        return one.replace(microsecond=0) == other.replace(microsecond=0)
+    return False
+
+
+def _same_phone(one: str, other: str) -> bool:
+    """True if one is the other with a country prefix or punctuation added."""
+    short, long = sorted((_national(one), _national(other)), key=len)
+    return len(short) >= 7 and long.endswith(short) and len(long) - len(short) <= 3
+
+
+def _national(phone: str) -> str:
+    return _NOT_DIGITS.sub("", phone).lstrip("0")
+
+
+# --- JSON for the store -------------------------------------------------------------------
+
+
+def freeze(values: Values) -> dict[str, Json]:
+    """Canonical values as plain JSON, tagged so that ``thaw`` gives back the same types."""
+    return {name: _freeze(value) for name, value in sorted(values.items())}
+
+
+def _freeze(value: Value) -> Json:
+    match value:
+        case None | bool() | str():
+            return value
+        case Money():
+            return {"$": "money", "amount": format(value.amount, "f"), "currency": value.currency}
+        case Decimal():
+            return {"$": "number", "is": format(value, "f")}
+        case datetime():
+            return {"$": "instant", "is": value.isoformat()}
+        case date():
+            return {"$": "date", "is": value.isoformat()}
+        case frozenset():
+            return {"$": "set", "is": sorted(value)}
+
+
+def thaw(stored: Mapping[str, Json]) -> dict[str, Value]:
+    """The canonical values that ``freeze`` was given. Raises UnfitValueError for anything else."""
+    return {name: _thaw(value, name) for name, value in stored.items()}
+
+
+def _thaw(stored: Json, field: str) -> Value:
+    if stored is None or isinstance(stored, bool | str):
+        return stored
+    if isinstance(stored, dict):
+        match stored.get("$"):
+            case "money":
+                return Money(Decimal(str(stored["amount"])), str(stored["currency"]))
+            case "number":
+                return Decimal(str(stored["is"]))
+            case "instant":
+                return datetime.fromisoformat(str(stored["is"]))
+            case "date":
+                return date.fromisoformat(str(stored["is"]))
+            case "set" if isinstance(stored["is"], list):
+                return frozenset(str(each) for each in stored["is"])
+    raise UnfitValueError(f"{field}: not a stored value")
+
+
+def show(value: Value) -> Json:
+    """A value as a person reads it in a report or in ``--json``: plain scalars and lists."""
+    match value:
+        case None | bool() | str():
+            return value
+        case Money():
+            return f"{format(value.amount, 'f')} {value.currency}"
+        case Decimal():
+            return format(value, "f")
+        case datetime() | date():
+            return value.isoformat()
+        case frozenset():
+            return sorted(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A record that could not be read as one: which, and the field that made it so."""
+
+    kind: str
+    id: str
+    reason: str

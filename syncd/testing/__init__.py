@@ -1,0 +1,1 @@
+"""Shipped for those who write connectors: a reference connector, the conformance suite, the emulators' frame."""
