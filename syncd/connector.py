@@ -135,11 +135,17 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class FieldCapability:
-    """How far one canonical field is carried: ``is_writable`` by update, ``is_creatable`` on create."""
+    """How far one canonical field is carried: ``is_writable`` by update, ``is_creatable`` on create.
+
+    ``vocabulary``, where given, tells how the other side's values read here: several may fall on
+    one (deal stages), and one that is not named says nothing here. Records of this system carry
+    the vocabulary's own words on its right-hand side.
+    """
 
     type: FieldType
     is_writable: bool = True
     is_creatable: bool = True
+    vocabulary: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,18 +193,24 @@ class Parent:
     watermark: str | None = None
 
 
+def _nobody(key: str, ids: Sequence[str]) -> Iterable[Address]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Pull:
     """What to read: all kinds of one pull group, each from its watermark; None means everything.
 
     ``parents`` yields the deals to visit for child kinds; it may be long, so take it lazily in
-    the vendor's batch size. ``is_deep`` asks for the deep overlap. ``is_sweep`` asks for what
+    the vendor's batch size. ``holders(key, ids)`` tells which known deals came with one of these
+    ids under ``opaque[key]``, for a deal whose values come from a second resource. ``is_deep`` asks for the deep overlap. ``is_sweep`` asks for what
     the delta does not show and a listing does: deletions, merges, associations.
     """
 
     kinds: tuple[str, ...]
     watermarks: Mapping[str, str | None]
     parents: Callable[[], Iterable[Parent]] = tuple
+    holders: Callable[[str, Sequence[str]], Iterable[Address]] = _nobody
     is_deep: bool = False
     is_sweep: bool = False
 

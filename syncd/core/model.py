@@ -144,6 +144,8 @@ class ExternalRef:
 class Record:
     """One record as one system shows it now, in canonical values.
 
+    A field that is absent from ``values`` says nothing: this system cannot tell it, or holds
+    something of its own there. None says that it is empty.
     ``parent`` is needed to address it where the id alone does not (a prospect's project).
     ``refs`` name the records it is made of, by kind, with ids of its own side.
     ``mark`` is the other side's id as stored on this record by us, if any.
