@@ -203,8 +203,9 @@ class Pull:
 
     ``parents`` yields the deals to visit for child kinds; it may be long, so take it lazily in
     the vendor's batch size. ``holders(key, ids)`` tells which known deals came with one of these
-    ids under ``opaque[key]``, for a deal whose values come from a second resource. ``is_deep`` asks for the deep overlap. ``is_sweep`` asks for what
-    the delta does not show and a listing does: deletions, merges, associations.
+    ids under ``opaque[key]``, for a deal whose values come from a second resource. ``is_deep``
+    asks for the deep overlap, ``is_sweep`` for what the delta does not show and a listing does:
+    deletions, merges, associations.
     """
 
     kinds: tuple[str, ...]

@@ -9,7 +9,7 @@ checked it against the limits below.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
@@ -54,7 +54,7 @@ Value: TypeAlias = str | bool | Decimal | Money | datetime | date | frozenset[st
 Values: TypeAlias = Mapping[str, Value]
 
 #: Bare JSON, for what a connector wants back with its own record and nobody else reads.
-Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
+Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 
 #: The kinds in the order in which they are synced: parents before children. Deletes go in reverse.
 KINDS: Final = ("company", "contact", "employment", "deal", "deal_contact")
