@@ -156,7 +156,9 @@ class KindCapability:
     first. ``is_child``: it is pulled per parent deal. ``batch``: records in one ``write`` of a
     verb. ``is_conditional``: a write with a stale version is refused by the vendor itself.
     ``can_mark``: the record can carry the other side's id. ``is_exact``: an equal ``version``
-    proves equal content. ``can_restore``: updating a deleted record brings it back.
+    proves equal content. ``can_restore``: updating a deleted record brings it back. ``is_swept``:
+    a child kind without a clock of its own, so that only a sweep shows its changes. ``one_per``:
+    the kind of reference that can have only one record of this kind (one company per contact).
     """
 
     fields: Mapping[str, FieldCapability]
@@ -168,6 +170,8 @@ class KindCapability:
     is_exact: bool = False
     can_mark: bool = True
     can_restore: bool = False
+    is_swept: bool = False
+    one_per: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +248,9 @@ class Write:
 
     ``key`` is fresh for each intent and the same for each repeat of it, fit for an idempotency
     key. ``address`` is None for a create. ``counterpart`` is the other side's id, to be stored
-    as the mark. ``values`` holds only fields that change; None clears. ``refs`` are own-side ids.
-    ``version``, ``modified_at`` and ``opaque`` are those of the record as last read.
+    as the mark; an update names it only where the mark is to be written along. ``values`` holds
+    only fields that change; None clears. ``refs`` are own-side ids. ``version``,
+    ``modified_at`` and ``opaque`` are those of the record as last read.
     """
 
     key: str

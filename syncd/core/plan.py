@@ -1,0 +1,296 @@
+"""Matches and merges become operations: what will be done, one plain value each.
+
+``decide`` looks at one link, ``welcome`` at one record without a link. Both answer with the
+operations that bring the two sides together under the tenant's rules, and with the state in
+which the link or the record stands meanwhile. Nothing here knows how a write is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from syncd.core.match import ref_key
+from syncd.core.merge import Half, Merged, OnConflict, Policy, Step, merge
+from syncd.core.model import RELATIONS, Address, FieldType, LinkState, Record, Side, Values, Verb
+
+
+class OnDelete(StrEnum):
+    """What a deletion on one side does to the other."""
+
+    ARCHIVE = "archive"
+    HOLD = "hold"
+    IGNORE = "ignore"
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """Native CRM fields and the values that admit a record; an empty one admits all."""
+
+    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def admits(self, record: Record) -> bool:
+        return all((record.native.get(name) or "") in allowed for name, allowed in self.fields.items())
+
+
+@dataclass(frozen=True, slots=True)
+class KindRules:
+    """What a tenant wants of one kind. ``scope`` is a filter on the CRM side for all that syncd touches."""
+
+    create_in_left: When | None = field(default_factory=When)
+    create_in_right: bool = True
+    deletes_to_left: OnDelete = OnDelete.HOLD
+    deletes_to_right: OnDelete = OnDelete.HOLD
+    scope: When = field(default_factory=When)
+    policies: Mapping[str, Policy] = field(default_factory=dict)
+    default: Policy = field(default_factory=Policy)
+
+    def deletes_to(self, side: Side) -> OnDelete:
+        return self.deletes_to_left if side is Side.LEFT else self.deletes_to_right
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One write to one record of one side.
+
+    ``source`` is the other side's id. ``refs`` of a create are ids of the *source's* side: they
+    are looked up when the operation is applied, since their counterparts may be made before it.
+    """
+
+    kind: str
+    verb: Verb
+    side: Side
+    source: str | None
+    target: Address | None
+    steps: Mapping[str, Step] = field(default_factory=dict)
+    refs: Mapping[str, str] = field(default_factory=dict)
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sighted:
+    """One side of a link as last seen: the record (from a sighting or from the base), and its base half."""
+
+    record: Record
+    base: Values
+    base_refs: str | None = None
+    """``ref_key`` of the references when last in step."""
+
+    def half(self, writable: frozenset[str], values: Values) -> Half:
+        return Half(values, self.base, self.record.modified_at, self.record.locked, writable)
+
+    @property
+    def address(self) -> Address:
+        return Address(self.record.id, self.record.parent)
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The fields a pair syncs for one kind, and which of them each system can write."""
+
+    types: Mapping[str, FieldType]
+    left_writable: frozenset[str]
+    right_writable: frozenset[str]
+    left_creatable: frozenset[str]
+    right_creatable: frozenset[str]
+
+    def writable(self, side: Side) -> frozenset[str]:
+        return self.left_writable if side is Side.LEFT else self.right_writable
+
+    def creatable(self, side: Side) -> frozenset[str]:
+        return self.left_creatable if side is Side.LEFT else self.right_creatable
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of one link.
+
+    ``is_over``: drop the link. ``retire``: the record of that side stands for references that
+    the other side left; it must go, and the other side's record look for a new counterpart.
+    ``deletion``: the side whose deletion waits for a person. ``blocked`` and ``merged`` tell why
+    fields stay apart.
+    """
+
+    operations: tuple[Operation, ...] = ()
+    state: LinkState = LinkState.IN_STEP
+    reason: str = ""
+    merged: Merged = field(default_factory=Merged)
+    is_over: bool = False
+    retire: Side | None = None
+    deletion: Side | None = None
+
+
+def decide(
+    kind: str,
+    left: Sighted,
+    right: Sighted,
+    fields: Fields,
+    rules: KindRules,
+    *,
+    right_refs: Mapping[str, str] | None = None,
+    settled: Mapping[str, Side] | None = None,
+) -> Decision:
+    """What one link needs now.
+
+    ``left.record.values`` are already in the right side's vocabulary. ``right_refs`` are the right
+    record's references in left ids, None if one of them has no link. ``settled`` holds a person's
+    answers by field; under ``""`` the side whose deletion or survival was chosen.
+    """
+    sides = {Side.LEFT: left, Side.RIGHT: right}
+    gone = [side for side in Side if sides[side].record.is_deleted]
+    if len(gone) == 2:
+        return Decision(is_over=True, reason="deleted on both sides")
+    answer = (settled or {}).get("")
+    if gone and sides[gone[0]].record.merged_into is not None and answer is None:
+        # Two linked things became one over there: which of ours stands for it, only a person can say.
+        return Decision(state=LinkState.CONFLICT, reason="merged with another linked record", deletion=gone[0])
+    if gone:
+        return _after_deletion(kind, gone[0], sides, fields, rules, answer)
+    if not rules.scope.admits(right.record):
+        return Decision(state=LinkState.EXCLUDED, reason="outside the tenant's filter")
+    if kind in RELATIONS:
+        if right_refs is None:
+            return Decision(state=LinkState.EXCLUDED, reason="names a record that is not linked")
+        if dict(right_refs) != dict(left.record.refs):
+            left_moved = ref_key(left.record.refs) != left.base_refs
+            return Decision(retire=Side.RIGHT if left_moved else Side.LEFT, reason="its references changed")
+    merged = _merge(left, right, fields, rules, settled)
+    operations = tuple(
+        Operation(kind, "update", side, sides[side.other].record.id, sides[side].address, steps, why="merge")
+        for side in Side
+        if (steps := merged.to(side))
+    )
+    if merged.held:
+        state, reason = LinkState.CONFLICT, "changed on both sides"
+    elif merged.blocked:
+        state, reason = LinkState.EXCLUDED, "; ".join(sorted(set(merged.blocked.values())))
+    else:
+        state, reason = _standing(left, right)
+    return Decision(operations, state, reason, merged)
+
+
+def _merge(
+    left: Sighted, right: Sighted, fields: Fields, rules: KindRules, settled: Mapping[str, Side] | None
+) -> Merged:
+    policies = {name: rules.policies.get(name, rules.default) for name in fields.types}
+    return merge(
+        fields.types,
+        left.half(fields.left_writable, left.record.values),
+        right.half(fields.right_writable, right.record.values),
+        policies,
+        settled,
+    )
+
+
+def _standing(left: Sighted, right: Sighted) -> tuple[LinkState, str]:
+    """In step; or excluded, if one side refuses all writes although nothing waits for it now."""
+    for each in (left, right):
+        if reason := each.record.locked.get("*"):
+            return LinkState.EXCLUDED, reason
+    return LinkState.IN_STEP, ""
+
+
+def _after_deletion(
+    kind: str,
+    gone: Side,
+    sides: Mapping[Side, Sighted],
+    fields: Fields,
+    rules: KindRules,
+    settled: Side | None,
+) -> Decision:
+    """One side is gone. The edit wins over the deletion; else the tenant's rule for that direction holds."""
+    alive = sides[gone.other]
+    half = alive.half(frozenset(), alive.record.values)
+    edited = sorted(name for name, type_ in fields.types.items() if half.moved(name, type_))
+    if settled is gone.other or (edited and settled is None and not alive.record.locked.get("*")):
+        why = "kept by a person's word" if settled else "edited after it was deleted"
+        return Decision((_create(kind, gone, alive.record, fields, why),), LinkState.PENDING, why)
+    if reason := alive.record.locked.get("*"):
+        return Decision(state=LinkState.EXCLUDED, reason=reason)
+    rule = OnDelete.ARCHIVE if settled is gone else rules.deletes_to(gone.other)
+    match rule:
+        case OnDelete.ARCHIVE:
+            operation = Operation(
+                kind, "delete", gone.other, sides[gone].record.id, alive.address, why="deleted on the other side"
+            )
+            return Decision((operation,), LinkState.PENDING, "deleted on the other side")
+        case OnDelete.HOLD:
+            return Decision(state=LinkState.CONFLICT, reason="deleted on one side", deletion=gone)
+        case OnDelete.IGNORE:
+            return Decision(is_over=True, reason="deleted on the other side")
+
+
+def _create(kind: str, to: Side, source: Record, fields: Fields, why: str) -> Operation:
+    names = fields.creatable(to)
+    steps = {
+        name: Step(value, "created")
+        for name, value in sorted(source.values.items())
+        if name in names and name in fields.types and value is not None
+    }
+    return Operation(kind, "create", to, source.id, None, steps, dict(source.refs), why)
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """What becomes of a record without a counterpart: a create, or a reason why not."""
+
+    operation: Operation | None = None
+    reason: str = ""
+    is_waiting: bool = False
+    """It may become possible by itself, once its parents are linked."""
+
+
+def welcome(
+    record: Record,
+    side: Side,
+    fields: Fields,
+    rules: KindRules,
+    *,
+    ref_sets: tuple[frozenset[str], ...] = (),
+    unlinked_refs: frozenset[str] = frozenset(),
+) -> Welcome:
+    """Whether a record that only ``side`` has is to be created on the other one.
+
+    ``ref_sets``: what the other system can hold of this kind. ``unlinked_refs``: kinds of the
+    record's references whose counterparts neither exist nor are about to.
+    """
+    if side is Side.RIGHT and not rules.scope.admits(record):
+        return Welcome(reason="outside the tenant's filter")
+    if reason := record.locked.get("*"):
+        return Welcome(reason=reason)
+    if record.kind in RELATIONS:
+        if ref_sets and frozenset(record.refs) not in ref_sets:
+            return Welcome(reason=_unfit(record, ref_sets))
+        if unlinked_refs:
+            return Welcome(reason=f"its {' and '.join(sorted(unlinked_refs))} is not linked", is_waiting=True)
+    if side is Side.LEFT:
+        if not rules.create_in_right:
+            return Welcome(reason="the tenant creates none of these in the crm")
+    elif rules.create_in_left is None:
+        return Welcome(reason="the tenant creates none of these in propstreet")
+    elif not rules.create_in_left.admits(record):
+        return Welcome(reason="outside the tenant's rule for creating in propstreet")
+    return Welcome(_create(record.kind, side.other, record, fields, "only on one side"))
+
+
+def _unfit(record: Record, ref_sets: tuple[frozenset[str], ...]) -> str:
+    missing = min((need - set(record.refs) for need in ref_sets), key=lambda lacks: (len(lacks), sorted(lacks)))
+    if missing:
+        return f"names no {' or '.join(sorted(missing))} that can be read"
+    return "the other system cannot hold this combination of references"
+
+
+__all__ = [
+    "Decision",
+    "Fields",
+    "KindRules",
+    "OnConflict",
+    "OnDelete",
+    "Operation",
+    "Sighted",
+    "Welcome",
+    "When",
+    "decide",
+    "welcome",
+]

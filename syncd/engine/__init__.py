@@ -1,0 +1,1 @@
+"""The effects around the decision: few, ordered, safe to repeat."""

@@ -1,0 +1,418 @@
+"""Carry out a plan: journal a batch, send it, settle each item, commit all outcomes at once.
+
+A system without conditional writes is read again, batchwise, just before it is written. A
+refused batch is bisected down to the record that poisons it, which becomes a dead letter while
+the rest goes on. A lost answer is looked up, never sent again blindly. Nothing is taken as done
+that the system did not confirm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from syncd.connector import Outcome, Verdict, Write
+from syncd.core.mapping import freeze, same
+from syncd.core.model import KINDS, Address, LinkState, Record, Side, Value, Verb
+from syncd.engine.context import Context
+from syncd.engine.draft import proof
+from syncd.engine.pull import read_again
+from syncd.errors import RejectedError, UnknownOutcomeError
+from syncd.state.journal import Entry
+from syncd.state.store import LinkRow
+
+
+def apply_plan(ctx: Context, plan_id: str) -> None:
+    """Carry out what is still open of a plan: parents before children, deletes last and in reverse.
+
+    Raises LeaseLostError, and what stops a whole connection.
+    """
+    writes: tuple[Verb, ...] = ("create", "mark", "update")
+    for kind in ctx.kinds:
+        for verb in writes:
+            for side in (Side.RIGHT, Side.LEFT):
+                _apply_sort(ctx, plan_id, kind, verb, side)
+    for kind in reversed(ctx.kinds):
+        for side in (Side.RIGHT, Side.LEFT):
+            _apply_sort(ctx, plan_id, kind, "delete", side)
+
+
+def _apply_sort(ctx: Context, plan_id: str, kind: str, verb: Verb, side: Side) -> None:
+    size = ctx.systems[side].kind(kind).batch.get(verb, 1)
+    while entries := ctx.journal.take(plan_id, kind, verb, side, size):
+        _Batch(ctx, kind, verb, side, entries).apply()
+        ctx.progress("applied", kind, len(entries))
+
+
+def recover(ctx: Context) -> None:
+    """Find out what became of writes whose run did not live to see the answer, before anything else is written."""
+    groups: dict[tuple[str, Verb, Side], list[Entry]] = {}
+    for entry in ctx.journal.lost():
+        op = entry.operation
+        groups.setdefault((op.kind, op.verb, op.side), []).append(entry)
+    for (kind, verb, side), entries in sorted(groups.items(), key=lambda item: KINDS.index(item[0][0])):
+        if kind not in ctx.kinds:
+            continue
+        size = ctx.systems[side].kind(kind).read_batch
+        for start in range(0, len(entries), size):
+            batch = _Batch(ctx, kind, verb, side, entries[start : start + size])
+            batch.find_out()
+            ctx.report.lost += len(batch.entries)
+
+
+class _Batch:
+    """Operations of one kind, verb and side on their way."""
+
+    def __init__(self, ctx: Context, kind: str, verb: Verb, side: Side, entries: Sequence[Entry]):
+        self.ctx, self.kind, self.verb, self.side = ctx, kind, verb, side
+        self.system = ctx.systems[side]
+        self.capability = self.system.kind(kind)
+        self.entries = list(entries)
+        self.sources: Mapping[str, Record] = {}
+        self.links: dict[str, LinkRow] = {}
+        self.targets: dict[str, Record] = {}
+
+    def apply(self) -> None:
+        self._look_up()
+        if self.verb in ("update", "delete") and not self.capability.is_conditional:
+            self._read_before_write()
+        writes = self._writes()
+        if not writes:
+            return
+        with self.ctx.store.transaction():
+            self.ctx.journal.intend([entry for entry, _ in writes], self.ctx.now())
+        outcomes = self._send([write for _, write in writes])
+        self._count(writes)
+        self._settle(outcomes)
+
+    def find_out(self) -> None:
+        """Settle entries whose answer was lost, from what stands there now."""
+        self._look_up()
+        self._settle({entry.key: Outcome(entry.key, Verdict.UNKNOWN) for entry in self.entries})
+
+    # --- before -----------------------------------------------------------------------
+
+    def _look_up(self) -> None:
+        """Read from the store what the entries speak of; drop those whose ground is gone."""
+        store = self.ctx.store
+        source_ids = [entry.operation.source for entry in self.entries if entry.operation.source]
+        self.sources = store.sighted(self.side.other, self.kind, source_ids)
+        target_ids = [entry.operation.target.id for entry in self.entries if entry.operation.target]
+        self.targets = store.sighted(self.side, self.kind, target_ids)
+        self.links = {row.side(self.side).record.id: row for row in store.linked(self.kind, self.side, target_ids)}
+        for entry in list(self.entries):
+            op = entry.operation
+            if op.verb == "create" and op.source not in self.sources:
+                self._drop(entry, "its source is gone")
+            elif op.target is not None and op.target.id not in self.targets:
+                self._drop(entry, "its target is gone")
+            elif op.verb in ("update", "mark") and op.target is not None and op.target.id not in self.links:
+                self._drop(entry, "its link is gone")
+
+    def _read_before_write(self) -> None:
+        """The second-best to a conditional write: whoever moved since the plan was made is left to the next round."""
+        addresses = [self._address(entry) for entry in self.entries]
+        if not addresses:
+            return
+        found: dict[str, Record] = {}
+        size = self.capability.read_batch
+        for start in range(0, len(addresses), size):
+            found |= self.system.connector.read(self.kind, addresses[start : start + size])
+        moved: list[Record] = []
+        for entry in list(self.entries):
+            fresh = found.get(self._address(entry).id)
+            if fresh is None:
+                continue
+            if fresh.is_deleted or fresh.id != self._address(entry).id or self._has_moved(entry, fresh):
+                moved.append(fresh)
+                self.ctx.report.stale += 1
+                self._drop(entry, "moved since the plan was made")
+            else:
+                known = self.targets[fresh.id]
+                self.targets[fresh.id] = replace(known, version=fresh.version, opaque=fresh.opaque,
+                                                 modified_at=fresh.modified_at, locked=fresh.locked)  # fmt: skip
+        self.ctx.store.intake(self.side, self.kind, moved, self.ctx.now(), is_exact=False)
+
+    def _has_moved(self, entry: Entry, fresh: Record) -> bool:
+        """Compare what a record says now with what it was planned against; what it cannot tell here does not count."""
+        if entry.precondition == proof(self.ctx, fresh):
+            return False
+        planned = self.targets[fresh.id]
+        types = self.ctx.fields(self.kind).types
+        return dict(planned.refs) != dict(fresh.refs) or any(
+            not same(types[name], value, planned.values.get(name))
+            for name, value in fresh.values.items()
+            if name in types and name in planned.values
+        )
+
+    def _writes(self) -> list[tuple[Entry, Write]]:
+        refs = self._own_refs()
+        found: list[tuple[Entry, Write]] = []
+        for entry in list(self.entries):
+            op = entry.operation
+            own = {kind: refs[kind].get(ref, "") for kind, ref in op.refs.items()}
+            if not all(own.values()):
+                self._drop(entry, "a record it refers to was not created")
+                continue
+            target = self.targets.get(op.target.id) if op.target is not None else None
+            found.append((entry, self._write(entry, own, target)))
+        return found
+
+    def _own_refs(self) -> dict[str, dict[str, str]]:
+        wanted: dict[str, set[str]] = {}
+        for entry in self.entries:
+            for kind, ref in entry.operation.refs.items():
+                wanted.setdefault(kind, set()).add(ref)
+        return {kind: self.ctx.store.counterparts(kind, self.side.other, ids) for kind, ids in wanted.items()}
+
+    def _write(self, entry: Entry, refs: Mapping[str, str], target: Record | None) -> Write:
+        op = entry.operation
+        return Write(
+            key=entry.key,
+            kind=self.kind,
+            verb=self.verb,
+            address=self._address(entry) if op.target is not None else None,
+            counterpart=op.source if self.verb in ("create", "mark") else None,
+            values={name: step.value for name, step in op.steps.items()},
+            refs=refs or (target.refs if target is not None else {}),
+            version=target.version if target is not None else None,
+            modified_at=target.modified_at if target is not None else None,
+            opaque=target.opaque if target is not None else {},
+        )
+
+    def _address(self, entry: Entry) -> Address:
+        target = entry.operation.target
+        if target is None:
+            raise ValueError(f"a {self.verb} without a target")
+        return target
+
+    # --- sending ----------------------------------------------------------------------
+
+    def _send(self, writes: Sequence[Write]) -> dict[str, Outcome]:
+        """One outcome for each write. A batch refused as a whole is halved until the poison is alone."""
+        try:
+            outcomes = {each.key: each for each in self.system.connector.write(writes)}
+        except UnknownOutcomeError:
+            outcomes = {}
+        except RejectedError as exc:
+            if len(writes) == 1:
+                return {writes[0].key: Outcome(writes[0].key, Verdict.REJECTED, reason=str(exc))}
+            half = len(writes) // 2
+            return self._send(writes[:half]) | self._send(writes[half:])
+        return {write.key: outcomes.get(write.key, Outcome(write.key, Verdict.UNKNOWN)) for write in writes}
+
+    def _count(self, writes: Sequence[tuple[Entry, Write]]) -> None:
+        at = (self.kind, self.verb)
+        self.system.written[at] += len(writes)
+        groups = self.system.groups.setdefault(at, set())
+        groups |= {
+            write.refs.get("deal") or (write.address.parent if write.address else None) or "" for _, write in writes
+        }
+
+    # --- after ------------------------------------------------------------------------
+
+    def _settle(self, outcomes: Mapping[str, Outcome]) -> None:
+        entries = {entry.key: entry for entry in self.entries}
+        unknown = [entries[key] for key, each in outcomes.items() if each.verdict is Verdict.UNKNOWN and key in entries]
+        found = self._find(unknown)
+        again: list[Address] = []
+        with self.ctx.store.transaction():
+            for key, outcome in outcomes.items():
+                entry = entries.get(key)
+                if entry is None:
+                    continue
+                again += self._settle_one(entry, outcome, found.get(key))
+        # A read between two transactions, never inside one.
+        read_again(self.ctx, self.system, self.side, self.kind, again)
+
+    def _find(self, entries: Sequence[Entry]) -> Mapping[str, Record]:
+        if not entries or self.verb != "create":
+            return {}
+        writes = self._writes_for(entries)
+        return self.system.connector.find(writes) if writes else {}
+
+    def _writes_for(self, entries: Sequence[Entry]) -> list[Write]:
+        refs = self._own_refs()
+        found = []
+        for entry in entries:
+            own = {kind: refs[kind].get(ref, "") for kind, ref in entry.operation.refs.items()}
+            if all(own.values()):
+                found.append(self._write(entry, own, None))
+        return found
+
+    def _settle_one(self, entry: Entry, outcome: Outcome, found: Record | None) -> list[Address]:
+        """Commit one outcome; answers with what must be read again."""
+        ctx, now = self.ctx, self.ctx.now()
+        target = entry.operation.target
+        match outcome.verdict:
+            case Verdict.DONE:
+                self._done(entry, outcome.record)
+                ctx.journal.close(entry, "done", "", now)
+                return []
+            case Verdict.EXISTS:
+                self._adopt(entry, outcome.record, "the system holds it already")
+                ctx.journal.close(entry, "failed", "exists already", now)
+                return []
+            case Verdict.UNKNOWN:
+                if found is not None:
+                    self._adopt(entry, found, "found after its answer was lost")
+                ctx.journal.close(entry, "failed", "its answer was lost", now)
+                ctx.report.stale += 1
+                return [target] if target is not None else []
+            case Verdict.STALE | Verdict.MISSING | Verdict.RETRY:
+                ctx.journal.close(entry, "failed", outcome.verdict.value, now)
+                ctx.report.stale += 1
+                return [target] if target is not None else []
+            case Verdict.REJECTED:
+                self._bury(entry, outcome.reason)
+                ctx.journal.close(entry, "failed", outcome.reason, now)
+                ctx.report.rejected[self.kind] += 1
+                return []
+
+    def _done(self, entry: Entry, record: Record | None) -> None:
+        self.ctx.report.operations += 1
+        at = (self.kind, self.side)
+        match self.verb:
+            case "create":
+                if record is None:
+                    raise ValueError(f"{self.kind}: a create without its record")
+                self.ctx.report.created[at] += 1
+                self._created(entry, record)
+            case "update":
+                self.ctx.report.updated[at] += 1
+                self._updated(entry, record)
+            case "mark":
+                self._marked(entry, record)
+            case "delete":
+                self.ctx.report.deleted[at] += 1
+                self._deleted(entry)
+
+    def _created(self, entry: Entry, record: Record) -> None:
+        """Link what was made to its source; the base is what the system returned, not what was sent."""
+        source = self.sources[str(entry.operation.source)]
+        types = self.ctx.fields(self.kind).types
+        agreed: dict[str, tuple[Value, Value]] = {}
+        for name in types:
+            mine, theirs = entry.source.get(name), record.values.get(name)
+            if name in entry.steps:
+                if name in record.values and theirs is None and entry.steps[name].value is not None:
+                    continue  # accepted but not stored: the next merge tries again, by an update
+                agreed[name] = (mine, theirs if name in record.values else entry.steps[name].value)
+            elif (mine is None and theirs is None) or same(types[name], mine, theirs):
+                agreed[name] = (mine, theirs)
+        if self.side is Side.LEFT:
+            agreed = {name: (halves[1], halves[0]) for name, halves in agreed.items()}
+        left, right = (record, source) if self.side is Side.LEFT else (source, record)
+        # What a create stored as the mark is known; a counterpart made on the left marks the right one later.
+        is_marked = self.side is Side.RIGHT or right.mark == left.id
+        self.ctx.store.new_link(
+            self.kind, left, right, agreed, is_marked=is_marked, why=entry.operation.why, at=self.ctx.now()
+        )
+        self._log(entry, left.id, right.id)
+
+    def _updated(self, entry: Entry, record: Record | None) -> None:
+        row = self._row(entry)
+        types = self.ctx.fields(self.kind).types
+        agreed: dict[str, tuple[Value, Value]] = {}
+        not_stored: list[str] = []
+        for name, step in entry.steps.items():
+            mine = entry.source.get(name)
+            theirs = step.value
+            if record is not None and name in record.values:
+                theirs = record.values[name]
+                if not same(types[name], theirs, step.value) and same(types[name], theirs, entry.before.get(name)):
+                    not_stored.append(name)
+            agreed[name] = (theirs, mine) if self.side is Side.LEFT else (mine, theirs)
+        state, reason = self._standing(row, not_stored)
+        seen = {self.side: record} if record is not None else {}
+        self.ctx.store.settle(row, agreed, seen, state=state, reason=reason, forget=entry.steps)
+        left_id, right_id = row.left.record.id, row.right.record.id
+        self._log(entry, left_id, right_id)
+        for lost in entry.conflicts:
+            self.ctx.store.open_conflict(
+                self.ctx.run_id, row, str(lost["field"]), lost["base"], lost["left"], lost["right"],
+                decided=str(lost["rule"]), winner=Side(str(lost["winner"])), at=self.ctx.now(),
+            )  # fmt: skip
+
+    def _standing(self, row: LinkRow, not_stored: Iterable[str]) -> tuple[LinkState, str]:
+        names = ", ".join(sorted(not_stored))
+        if names:
+            return LinkState.EXCLUDED, f"accepted but not stored: {names}"
+        if row.state is LinkState.PENDING:
+            return LinkState.IN_STEP, ""
+        return row.state, row.reason
+
+    def _marked(self, entry: Entry, record: Record | None) -> None:
+        row = self._row(entry)
+        seen = {self.side: record} if record is not None else {}
+        state = LinkState.IN_STEP if row.state is LinkState.PENDING and not row.moved else row.state
+        self.ctx.store.settle(row, {}, seen, state=state, reason=row.reason, is_marked=True)
+
+    def _deleted(self, entry: Entry) -> None:
+        target = self._address(entry)
+        row = self.links.get(target.id)
+        if row is not None:
+            self.ctx.store.drop_links(self.kind, left_ids=[row.left.record.id])
+            self._log(entry, row.left.record.id, row.right.record.id)
+        else:
+            self._log(entry, *((target.id, None) if self.side is Side.LEFT else (None, target.id)))
+        self.ctx.store.forget_sighting(self.side, self.kind, target.id)
+
+    def _adopt(self, entry: Entry, record: Record | None, why: str) -> None:
+        """What stands there instead of our create is its counterpart, unless it is taken."""
+        if record is None:
+            self._bury(entry, "exists already, but was not found")
+            return
+        store, now = self.ctx.store, self.ctx.now()
+        source_id = str(entry.operation.source)
+        store.intake(self.side, self.kind, [record], now, is_exact=False)
+        holder = store.counterparts(self.kind, self.side, [record.id]).get(record.id)
+        if holder is not None and holder != source_id:
+            self._bury(entry, f"the other system's {record.id} is it already, but linked to {holder}")
+            return
+        left, right = (record.id, source_id) if self.side is Side.LEFT else (source_id, record.id)
+        store.make_link(self.kind, left, right, why, now)
+
+    def _bury(self, entry: Entry, reason: str) -> None:
+        """A dead letter: set aside with its reason, until its record moves or a person says so."""
+        op = entry.operation
+        row = self.links.get(op.target.id) if op.target is not None else None
+        if row is not None:
+            self.ctx.store.bury(row.id, reason, None)
+        elif op.source is not None:
+            self.ctx.store.shelve(self.side.other, self.kind, {op.source: ("dead", reason)})
+        elif op.target is not None:
+            self.ctx.store.shelve(self.side, self.kind, {op.target.id: ("dead", reason)})
+
+    def _row(self, entry: Entry) -> LinkRow:
+        """The link as it stands now: an earlier operation of this run may have moved its base."""
+        rows = self.ctx.store.linked(self.kind, self.side, [self._address(entry).id])
+        return rows[0]
+
+    def _drop(self, entry: Entry, reason: str) -> None:
+        self.entries.remove(entry)
+        self.ctx.journal.close(entry, "dropped", reason, self.ctx.now())
+
+    def _log(self, entry: Entry, left_id: str | None, right_id: str | None) -> None:
+        common = {
+            "run": self.ctx.run_id,
+            "kind": self.kind,
+            "left_id": left_id,
+            "right_id": right_id,
+            "side": str(self.side),
+            "verb": self.verb,
+            "at": self.ctx.now(),
+        }
+        rows: list[dict[str, object]] = [
+            {
+                **common,
+                "field": name,
+                "old": freeze({"": entry.before.get(name)})[""],
+                "new": freeze({"": step.value})[""],
+                "rule": step.rule,
+            }
+            for name, step in entry.steps.items()
+        ]
+        if not rows:
+            rows = [{**common, "field": "", "old": None, "new": None, "rule": entry.operation.why}]
+        self.ctx.store.log_changes(rows)

@@ -1,0 +1,142 @@
+"""What one run of one pair works with: the two systems, the tenant's rules, the store, the clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from syncd.connector import Capabilities, Connector, KindCapability, Tally
+from syncd.core.guard import Limits
+from syncd.core.merge import Flow
+from syncd.core.model import FIELDS, KINDS, FieldType, Side, Verb
+from syncd.core.plan import Fields, KindRules
+from syncd.engine.retry import Courier
+from syncd.state.journal import Journal
+from syncd.state.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class PairRules:
+    """What a tenant's file says about one pair, as far as the engine needs it."""
+
+    kinds: Mapping[str, KindRules]
+    limits: Limits = field(default_factory=Limits)
+    compare_every_seconds: float = 86_400.0
+    visits: int | None = None
+    """How many deals' children are read in one run; None means all."""
+    only: frozenset[str] | None = None
+    limit: int | None = None
+    """At most so many operations of each kind in this run."""
+
+
+@dataclass(slots=True)
+class System:
+    """One side: the connector, what it offers, and the courier that counts its calls."""
+
+    connector: Connector
+    courier: Courier
+    capabilities: Capabilities
+    pulled: Counter[str] = field(default_factory=Counter)
+    parents: Counter[str] = field(default_factory=Counter)
+    written: Counter[tuple[str, Verb]] = field(default_factory=Counter)
+    groups: dict[tuple[str, Verb], set[str]] = field(default_factory=dict)
+
+    def kind(self, kind: str) -> KindCapability:
+        return self.capabilities.kinds[kind]
+
+    def tally(self, *, is_backfill: bool) -> Tally:
+        """What this run moved on this side."""
+        groups: dict[tuple[str, Verb], int] = {at: len(found) for at, found in self.groups.items()}
+        return Tally(is_backfill, dict(self.pulled), dict(self.parents), dict(self.written), groups)
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run did, by kind: counts that the CLI, the log line and the tests read."""
+
+    created: Counter[tuple[str, Side]] = field(default_factory=Counter)
+    updated: Counter[tuple[str, Side]] = field(default_factory=Counter)
+    deleted: Counter[tuple[str, Side]] = field(default_factory=Counter)
+    linked: Counter[str] = field(default_factory=Counter)
+    conflicts: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+    operations: int = 0
+    stale: int = 0
+    lost: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        def split(counter: Counter[tuple[str, Side]]) -> dict[str, dict[str, int]]:
+            return {
+                kind: {"propstreet": counter[kind, Side.LEFT], "crm": counter[kind, Side.RIGHT]}
+                for kind in KINDS
+                if counter[kind, Side.LEFT] or counter[kind, Side.RIGHT]
+            }
+
+        return {
+            "operations": self.operations,
+            "created": split(self.created),
+            "updated": split(self.updated),
+            "deleted": split(self.deleted),
+            "linked": dict(self.linked),
+            "conflicts": dict(self.conflicts),
+            "rejected": dict(self.rejected),
+            "stale": self.stale,
+            "lost": self.lost,
+        }
+
+
+@dataclass(slots=True)
+class Context:
+    """All that the steps of one run share. ``beat`` renews the lease and raises LeaseLostError when it is gone."""
+
+    pair: str
+    run_id: str
+    rules: PairRules
+    systems: Mapping[Side, System]
+    store: Store
+    journal: Journal
+    now: Callable[[], datetime]
+    new_id: Callable[[], str]
+    log: Any
+    report: Report = field(default_factory=Report)
+    progress: Callable[[str, str, int], None] = lambda stage, kind, count: None
+    _fields: dict[str, Fields] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds that both systems offer and the tenant syncs, parents first."""
+        left, right = (self.systems[side].capabilities.kinds for side in Side)
+        return tuple(kind for kind in KINDS if kind in left and kind in right and kind in self.rules.kinds)
+
+    def fields(self, kind: str) -> Fields:
+        """The fields that both systems carry and the tenant did not switch off."""
+        if kind not in self._fields:
+            left, right = (self.systems[side].kind(kind).fields for side in Side)
+            rules = self.rules.kinds[kind]
+            types: dict[str, FieldType] = {
+                name: type_
+                for name, type_ in FIELDS[kind].items()
+                if name in left
+                and name in right
+                and rules.policies.get(name, rules.default).flow is not Flow.OFF
+                and (left[name].is_writable or right[name].is_writable)
+            }
+            self._fields[kind] = Fields(
+                types,
+                frozenset(name for name in types if left[name].is_writable),
+                frozenset(name for name in types if right[name].is_writable),
+                frozenset(name for name in types if left[name].is_creatable),
+                frozenset(name for name in types if right[name].is_creatable),
+            )
+        return self._fields[kind]
+
+    def vocabulary(self, kind: str) -> dict[str, Mapping[str, str]]:
+        """Propstreet's words in the CRM's, by field, where the CRM has its own."""
+        return {
+            name: capability.vocabulary
+            for name, capability in self.systems[Side.RIGHT].kind(kind).fields.items()
+            if capability.vocabulary is not None
+        }

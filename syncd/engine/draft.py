@@ -1,0 +1,417 @@
+"""From the inbox to a plan, kind by kind: follow merges, match, decide, write the operations down.
+
+Nothing here calls a vendor. What needs no write is settled at once: fields on which both sides
+agree move their base here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from syncd.core.guard import Census
+from syncd.core.mapping import show
+from syncd.core.match import Review, Suspect, keys_of, match, ref_key
+from syncd.core.merge import FieldConflict, Half, Merged, translated
+from syncd.core.model import RELATIONS, Address, Json, LinkState, Record, Side, Value
+from syncd.core.plan import Decision, Operation, Sighted, decide, welcome
+from syncd.engine.context import Context
+from syncd.state.journal import Entry, digest
+from syncd.state.store import LinkRow
+
+CHUNK = 400
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan in the making. It gets an id, and a row, only once there is something to do."""
+
+    ctx: Context
+    plan_id: str | None = None
+    census: Census = field(default_factory=Census)
+    _buffer: list[Entry] = field(default_factory=list)
+    _by_kind: dict[str, int] = field(default_factory=dict)
+
+    def add(self, operation: Operation, before: Mapping[str, Value], source: Record | None, target: Record | None,
+            conflicts: Sequence[Mapping[str, Json]] = ()) -> bool:  # fmt: skip
+        """Plan one operation; False if the run's own limit for its kind is reached."""
+        limit = self.ctx.rules.limit
+        if limit is not None and self._by_kind.get(operation.kind, 0) >= limit:
+            return False
+        self._by_kind[operation.kind] = self._by_kind.get(operation.kind, 0) + 1
+        self.census.count(operation, before)
+        types = self.ctx.fields(operation.kind).types
+        self._buffer.append(
+            Entry(
+                operation=operation,
+                key=self.ctx.new_id(),
+                before={name: before.get(name) for name in operation.steps},
+                source={name: value for name, value in source.values.items() if name in types} if source else {},
+                precondition=proof(self.ctx, target) if target is not None else None,
+                conflicts=conflicts,
+            )
+        )
+        if len(self._buffer) >= CHUNK:
+            self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Write the operations down that are still in memory."""
+        if not self._buffer:
+            return
+        ctx = self.ctx
+        if self.plan_id is None:
+            self.plan_id = ctx.new_id()
+            ctx.journal.open_plan(self.plan_id, ctx.run_id, ctx.now())
+        ctx.journal.add(self.plan_id, self._buffer)
+        self._buffer = []
+
+
+def proof(ctx: Context, record: Record) -> str:
+    """A digest of what the pair's fields of a record say now, to see later whether it moved."""
+    types = ctx.fields(record.kind).types
+    return digest({name: record.values.get(name) for name in types}, record.refs)
+
+
+def draft_kind(draft: Draft, kind: str) -> None:
+    """Plan everything that one kind needs, from what the inbox holds."""
+    ctx = draft.ctx
+    for side in Side:
+        ctx.store.follow_merges(side, kind, ctx.now())
+    _match_kind(ctx, kind)
+    _plan_links(draft, kind)
+    draft.flush()
+    _plan_retired(draft, kind)
+    _plan_newcomers(draft, kind)
+    draft.flush()
+
+
+# --- matching -----------------------------------------------------------------------------
+
+
+def _match_kind(ctx: Context, kind: str) -> None:
+    never = ctx.store.never(kind)
+    for side in Side:
+        after = ""
+        while records := ctx.store.unmatched(side, kind, after, CHUNK):
+            after = records[-1].id
+            _match_chunk(ctx, kind, side, records, never)
+
+
+def _match_chunk(
+    ctx: Context, kind: str, side: Side, records: Sequence[Record], never: frozenset[tuple[str, str]]
+) -> None:
+    """Match one chunk of one side against all that could be meant on the other side."""
+    own = [Suspect(r.id, keys_of(r), r.mark) for r in records]
+    translate = _Translator(ctx, kind)
+    keys = translate.keys({each.id: each.keys for each in own}, side)
+    others = ctx.store.suspects(
+        side.other,
+        kind,
+        ids=[each.mark for each in own if each.mark],
+        marks=[each.id for each in own],
+        keys={key for found in keys.values() for key in found},
+    )
+    if not others:
+        return
+    back = translate.keys({each.id: each.keys for each in others}, side.other)
+    rivals = ctx.store.suspects(
+        side,
+        kind,
+        ids=[each.mark for each in others if each.mark],
+        marks=[each.id for each in others],
+        keys={key for found in back.values() for key in found},
+    )
+    own_all = {each.id: each for each in (*rivals, *own)}
+    # Both sides' keys in Propstreet's ids.
+    lefts = own_all.values() if side is Side.LEFT else others
+    rights = others if side is Side.LEFT else own_all.values()
+    right_keys = translate.keys({each.id: each.keys for each in rights}, Side.RIGHT)
+    matched = match(lefts, [replace(each, keys=right_keys[each.id]) for each in rights], never)
+    chunk = {record.id for record in records}
+    taken: set[str] = set()
+    for left_id, right_id, why in matched.links:
+        if (left_id if side is Side.LEFT else right_id) in chunk:
+            ctx.store.make_link(kind, left_id, right_id, why, ctx.now())
+            ctx.report.linked[kind] += 1
+            taken |= {left_id if side is Side.LEFT else right_id}
+    reviews = [r for r in matched.reviews if r.side is side and r.id in chunk and r.id not in taken]
+    if kind in RELATIONS:
+        _shelve_doubles(ctx, kind, side, reviews)
+    else:
+        ctx.store.save_reviews(kind, reviews, ctx.now())
+
+
+def _shelve_doubles(ctx: Context, kind: str, side: Side, reviews: Sequence[Review]) -> None:
+    """A second record for references that are linked already leaves nothing for a person to decide."""
+    doubles = [r for r in reviews if all(each.linked_to is not None for each in r.candidates)]
+    ctx.store.shelve(
+        side, kind, {r.id: ("excluded", "another record stands for the same two already") for r in doubles}
+    )
+    ctx.store.save_reviews(kind, [r for r in reviews if r not in doubles], ctx.now())
+
+
+class _Translator:
+    """Keys that name records are made of ids; the other side knows them by its own ids."""
+
+    def __init__(self, ctx: Context, kind: str):
+        self._ctx = ctx
+        self._is_relation = kind in RELATIONS
+
+    def keys(self, keys: Mapping[str, frozenset[str]], side: Side) -> dict[str, frozenset[str]]:
+        """The same keys in the other side's ids; what cannot be told there is left out."""
+        if not self._is_relation:
+            return dict(keys)
+        parsed = {id_: [_parse(key) for key in found if key.startswith("refs:")] for id_, found in keys.items()}
+        wanted: dict[str, set[str]] = {}
+        for refs_list in parsed.values():
+            for refs in refs_list:
+                for kind, ref in refs.items():
+                    wanted.setdefault(kind, set()).add(ref)
+        known = {kind: self._ctx.store.counterparts(kind, side, ids) for kind, ids in wanted.items()}
+        return {
+            id_: frozenset(
+                ref_key({kind: known[kind][ref] for kind, ref in refs.items()})
+                for refs in refs_list
+                if all(ref in known[kind] for kind, ref in refs.items())
+            )
+            for id_, refs_list in parsed.items()
+        }
+
+
+def _parse(key: str) -> dict[str, str]:
+    return dict(part.split("=", 1) for part in key.removeprefix("refs:").split("|") if "=" in part)
+
+
+# --- linked records -----------------------------------------------------------------------
+
+
+def _plan_links(draft: Draft, kind: str) -> None:
+    ctx = draft.ctx
+    can_mark = ctx.systems[Side.RIGHT].kind(kind).can_mark
+    after = 0
+    while rows := ctx.store.unsettled(kind, after, CHUNK, ctx.now(), with_marks=can_mark):
+        after = rows[-1].id
+        right_refs = _right_refs(ctx, kind, rows)
+        with ctx.store.transaction():
+            for row in rows:
+                _plan_link(draft, row, right_refs.get(row.id), can_mark=can_mark)
+
+
+def _right_refs(ctx: Context, kind: str, rows: Sequence[LinkRow]) -> dict[int, dict[str, str]]:
+    """The right records' references in left ids, for the links in which all of them are linked."""
+    if kind not in RELATIONS:
+        return {}
+    wanted: dict[str, set[str]] = {}
+    for row in rows:
+        for ref_kind, ref in row.right.record.refs.items():
+            wanted.setdefault(ref_kind, set()).add(ref)
+    known = {ref_kind: ctx.store.counterparts(ref_kind, Side.RIGHT, ids) for ref_kind, ids in wanted.items()}
+    return {
+        row.id: {ref_kind: known[ref_kind][ref] for ref_kind, ref in row.right.record.refs.items()}
+        for row in rows
+        if all(ref in known[ref_kind] for ref_kind, ref in row.right.record.refs.items())
+    }
+
+
+def _plan_link(draft: Draft, row: LinkRow, right_refs: Mapping[str, str] | None, *, can_mark: bool) -> None:
+    ctx, kind = draft.ctx, row.kind
+    decision = decide(
+        kind,
+        _in_crm_words(row.left, ctx.vocabulary(kind)),
+        row.right,
+        ctx.fields(kind),
+        ctx.rules.kinds[kind],
+        right_refs=right_refs,
+        settled=row.settled,
+    )
+    if decision.is_over:
+        _end(ctx, row, decision)
+        return
+    if decision.retire is not None:
+        ctx.store.retire(decision.retire, kind, row, decision.reason, ctx.now())
+        return
+    is_both_alive = not (row.left.record.is_deleted or row.right.record.is_deleted)
+    if is_both_alive and decision.reason not in ("outside the tenant's filter", "names a record that is not linked"):
+        _settle_agreed(ctx, row, decision)
+    elif (row.state, row.reason) != (decision.state, decision.reason):
+        ctx.store.settle(row, {}, {}, state=decision.state, reason=decision.reason)
+    _note_conflicts(ctx, row, decision)
+    conflicts = [_lost(row, each) for each in decision.merged.conflicts if each.winner is not None]
+    is_marking = can_mark and is_both_alive and not row.is_marked and decision.state is not LinkState.DEAD
+    for operation in decision.operations:
+        target = row.side(operation.side).record
+        source = row.side(operation.side.other).record
+        before = {} if operation.verb == "create" else target.values
+        shown = [each for each in conflicts if each["field"] in operation.steps]
+        draft.add(operation, before, source, None if operation.verb == "create" else target, shown)
+    if is_marking:
+        mark = Operation(kind, "mark", Side.RIGHT, row.left.record.id, row.right.address, why="linked")
+        draft.add(mark, {}, None, None)
+
+
+def _in_crm_words(left: Sighted, vocabulary: Mapping[str, Mapping[str, str]]) -> Sighted:
+    if not vocabulary:
+        return left
+    return Sighted(
+        replace(left.record, values=translated(left.record.values, vocabulary)),
+        translated(left.base, vocabulary),
+        left.base_refs,
+    )
+
+
+def _end(ctx: Context, row: LinkRow, decision: Decision) -> None:
+    """Both gone, or a deletion that the tenant does not pass on: the link is over."""
+    alive = [side for side in Side if not row.side(side).record.is_deleted]
+    with ctx.store.transaction():
+        for side in alive:
+            if side not in row.moved:
+                ctx.store.keep(side, row.side(side).record, ctx.now())
+        ctx.store.drop_links(row.kind, left_ids=[row.left.record.id])
+        for side in alive:
+            ctx.store.shelve(side, row.kind, {row.side(side).record.id: ("excluded", decision.reason)})
+
+
+def _settle_agreed(ctx: Context, row: LinkRow, decision: Decision) -> None:
+    """Move the base for every field that needs no write, and remember how the link stands."""
+    merged: Merged = decision.merged
+    waiting = set(merged.to_left) | set(merged.to_right) | set(merged.held) | set(merged.blocked)
+    left = Half(row.left.record.values, row.left.base)
+    right = Half(row.right.record.values, row.right.base)
+    agreed = {
+        name: (left.now(name), right.now(name))
+        for name in ctx.fields(row.kind).types
+        if name not in waiting and (left.says(name) or right.says(name))
+    }
+    state, reason = decision.state, decision.reason
+    if decision.operations and state is LinkState.IN_STEP:
+        state = LinkState.PENDING
+    ctx.store.settle(row, agreed, {}, state=state, reason=reason)
+
+
+def _note_conflicts(ctx: Context, row: LinkRow, decision: Decision) -> None:
+    waiting: list[str] = []
+    for conflict in decision.merged.conflicts:
+        if conflict.winner is None:
+            waiting.append(conflict.field)
+            ctx.store.open_conflict(
+                ctx.run_id, row, conflict.field, show(conflict.base), show(conflict.left), show(conflict.right),
+                decided=None, winner=None, at=ctx.now(),
+            )  # fmt: skip
+    if decision.deletion is not None:
+        waiting.append("")
+        left, right = ("deleted" if row.side(side).record.is_deleted else "exists" for side in Side)
+        ctx.store.open_conflict(
+            ctx.run_id, row, "", None, left, right, decided=None, winner=None, at=ctx.now()
+        )  # fmt: skip
+    if row.state is LinkState.CONFLICT:
+        ctx.store.close_conflicts(row, waiting, ctx.now())
+    ctx.report.conflicts[row.kind] += len(waiting)
+
+
+def _lost(row: LinkRow, conflict: FieldConflict) -> dict[str, Json]:
+    """A conflict that a rule settled, to be kept with the losing value once the write is done."""
+    return {
+        "field": conflict.field,
+        "base": show(conflict.base),
+        "left": show(conflict.left),
+        "right": show(conflict.right),
+        "winner": str(conflict.winner),
+        "rule": conflict.rule,
+    }
+
+
+# --- records of one side only -------------------------------------------------------------
+
+
+def _plan_retired(draft: Draft, kind: str) -> None:
+    """Records whose counterpart names others now must go, if the tenant lets deletions pass."""
+    ctx = draft.ctx
+    for side in Side:
+        rule = ctx.rules.kinds[kind].deletes_to(side)
+        for record in ctx.store.retired(side, kind):
+            if rule.value == "archive" and "*" not in record.locked:
+                operation = Operation(
+                    kind, "delete", side, None, Address(record.id, record.parent), why="its references changed"
+                )
+                draft.add(operation, record.values, None, record)
+
+
+def _plan_newcomers(draft: Draft, kind: str) -> None:
+    for side in Side:
+        after = ""
+        while records := draft.ctx.store.unmatched(side, kind, after, CHUNK):
+            after = records[-1].id
+            _plan_chunk(draft, kind, side, records)
+
+
+def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record]) -> None:
+    ctx = draft.ctx
+    unlinked = _unlinked_refs(draft, kind, side, records)
+    crowded = _crowded(draft, kind, side, records)
+    other = ctx.systems[side.other].kind(kind)
+    verdicts: dict[str, tuple[str, str]] = {}
+    vocabulary = ctx.vocabulary(kind) if side is Side.LEFT else {}
+    for record in _primary_first(records):
+        answer = welcome(
+            replace(record, values=translated(record.values, vocabulary)),
+            side,
+            ctx.fields(kind),
+            ctx.rules.kinds[kind],
+            ref_sets=other.ref_sets,
+            unlinked_refs=unlinked[record.id],
+        )
+        if answer.operation is None:
+            verdicts[record.id] = ("waiting" if answer.is_waiting else "excluded", answer.reason)
+            continue
+        if other.one_per is not None and not crowded.admit(record.refs.get(other.one_per)):
+            verdicts[record.id] = ("excluded", f"the other system holds one {kind} per {other.one_per}")
+            continue
+        draft.add(answer.operation, {}, record, None)
+    ctx.store.shelve(side, kind, verdicts)
+
+
+def _primary_first(records: Sequence[Record]) -> list[Record]:
+    return sorted(records, key=lambda record: record.values.get("is_primary") is not True)
+
+
+def _unlinked_refs(draft: Draft, kind: str, side: Side, records: Sequence[Record]) -> dict[str, frozenset[str]]:
+    """For each record, the kinds of its references that have no counterpart and get none in this plan."""
+    if kind not in RELATIONS:
+        return {record.id: frozenset() for record in records}
+    wanted: dict[str, set[str]] = {}
+    for record in records:
+        for ref_kind, ref in record.refs.items():
+            wanted.setdefault(ref_kind, set()).add(ref)
+    ready: dict[str, set[str]] = {}
+    for ref_kind, ids in wanted.items():
+        ready[ref_kind] = set(draft.ctx.store.counterparts(ref_kind, side, ids))
+        if draft.plan_id is not None:
+            ready[ref_kind] |= draft.ctx.store.planned_sources(draft.plan_id, ref_kind, side, ids)
+    return {
+        record.id: frozenset(kind for kind, ref in record.refs.items() if ref not in ready[kind]) for record in records
+    }
+
+
+@dataclass(slots=True)
+class _Crowd:
+    """Which references have their one record already."""
+
+    taken: set[str]
+
+    def admit(self, ref: str | None) -> bool:
+        if ref is None or ref in self.taken:
+            return False
+        self.taken.add(ref)
+        return True
+
+
+def _crowded(draft: Draft, kind: str, side: Side, records: Sequence[Record]) -> _Crowd:
+    one_per = draft.ctx.systems[side.other].kind(kind).one_per
+    if one_per is None:
+        return _Crowd(set())
+    refs = {record.refs[one_per] for record in records if one_per in record.refs}
+    taken = draft.ctx.store.holding(kind, side, one_per, refs)
+    if draft.plan_id is not None:
+        taken |= draft.ctx.store.planned_refs(draft.plan_id, kind, side, one_per, refs)
+    return _Crowd(taken)

@@ -1,0 +1,157 @@
+"""The one retry policy and the pacing of a connection.
+
+Every HTTP exchange of a connector goes through ``Courier.call``: it waits until the quota of the
+call's bucket allows, sends, and repeats what may be repeated. A quota is kept in two ways: by
+counting our own calls in the vendor's window, at the tenant's share of it, and by what the
+vendor's headers say is left.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from random import Random
+from typing import Literal, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+
+from syncd.connector import Quota
+from syncd.errors import HaltedError, RateLimitedError, TransientError, UnknownOutcomeError
+
+T = TypeVar("T")
+
+ATTEMPTS = 6
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 60.0
+#: A vendor that asks for more patience than this is left alone until then; the run ends.
+REST_SECONDS = 300.0
+
+
+@dataclass(slots=True)
+class Patience:
+    """Time as the retry policy needs it; tests and the simulation pass their own."""
+
+    now: Callable[[], datetime]
+    sleep: Callable[[float], None]
+    random: Random
+
+
+@dataclass(slots=True)
+class _Window:
+    quota: Quota
+    share: float
+    sent: deque[datetime] = field(default_factory=deque)
+
+    def wait_seconds(self, at: datetime) -> float:
+        """How long until one more call fits; 0 if it fits now."""
+        horizon = at - timedelta(seconds=self.quota.seconds)
+        while self.sent and self.sent[0] <= horizon:
+            self.sent.popleft()
+        if len(self.sent) < max(1, int(self.quota.calls * self.share)):
+            return 0.0
+        return (self.sent[0] - horizon).total_seconds()
+
+
+class Courier:
+    """Carries the calls of one connection: paces, retries, counts; refuses writes in a dry run.
+
+    ``on_beat`` is called before every exchange, so that a lease is renewed however long a run takes.
+    """
+
+    def __init__(
+        self,
+        patience: Patience,
+        *,
+        share: float = 1.0,
+        is_dry: bool = False,
+        on_beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._patience = patience
+        self._share = share
+        self._windows: dict[str, _Window] = {}
+        self._resume_at: dict[str, datetime] = {}
+        self.is_dry = is_dry
+        self.on_beat = on_beat
+        self.calls: Counter[Literal["read", "write"]] = Counter()
+        self.refusals = 0
+        self.resting_until: datetime | None = None
+
+    def allow(self, quotas: Iterable[Quota]) -> None:
+        """Learn the vendor's quotas; buckets without one are not paced."""
+        for quota in quotas:
+            window = self._windows.get(quota.bucket)
+            self._windows[quota.bucket] = _Window(quota, self._share, window.sent if window else deque())
+
+    def observe(self, bucket: str, *, remaining: int, reset_seconds: float) -> None:
+        """Hold back when the vendor says that nearly nothing is left of a quota, for others' sake too."""
+        if remaining <= 1:
+            until = self._patience.now() + timedelta(seconds=max(0.0, reset_seconds))
+            self._resume_at[bucket] = max(until, self._resume_at.get(bucket, until))
+
+    def call(
+        self,
+        exchange: Callable[[], T],
+        *,
+        effect: Literal["read", "write"],
+        bucket: str = "default",
+        is_repeatable: bool = True,
+    ) -> T:
+        """See ``syncd.connector.Wire.call``."""
+        if effect == "write" and self.is_dry:
+            raise HaltedError("a dry run writes nothing")
+
+        def attempt() -> T:
+            self.on_beat()
+            self._pace(bucket)
+            self.calls[effect] += 1
+            try:
+                return exchange()
+            except RateLimitedError as exc:
+                self.refusals += 1
+                self._take_rest(exc)
+                raise
+            except TransientError as exc:
+                if exc.is_sent and not is_repeatable:
+                    raise UnknownOutcomeError(str(exc)) from exc
+                raise
+
+        return Retrying(
+            retry=retry_if_exception(_may_repeat),
+            wait=self._pause,
+            stop=stop_after_attempt(ATTEMPTS),
+            sleep=self._patience.sleep,
+            reraise=True,
+        )(attempt)
+
+    def _pace(self, bucket: str) -> None:
+        now = self._patience.now()
+        wait = max(0.0, (self._resume_at.pop(bucket, now) - now).total_seconds())
+        window = self._windows.get(bucket)
+        if window is not None:
+            wait = max(wait, window.wait_seconds(now))
+        if wait > 0:
+            self._patience.sleep(wait)
+            now = self._patience.now()
+        if window is not None:
+            window.sent.append(now)
+
+    def _take_rest(self, exc: RateLimitedError) -> None:
+        if exc.is_daily or (exc.pause_seconds or 0) > REST_SECONDS:
+            self.resting_until = self._patience.now() + timedelta(seconds=exc.pause_seconds or REST_SECONDS)
+
+    def _pause(self, state: RetryCallState) -> float:
+        """What the vendor asked for, else doubling with full jitter."""
+        exc = state.outcome.exception() if state.outcome is not None else None
+        asked = exc.pause_seconds if isinstance(exc, TransientError) else None
+        if asked is not None:
+            return asked + self._patience.random.uniform(0.0, 0.25)
+        ceiling = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (state.attempt_number - 1))
+        return self._patience.random.uniform(ceiling / 2, ceiling)
+
+
+def _may_repeat(exc: BaseException) -> bool:
+    if isinstance(exc, RateLimitedError):
+        return not exc.is_daily and (exc.pause_seconds or 0) <= REST_SECONDS
+    return isinstance(exc, TransientError)

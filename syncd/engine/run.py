@@ -1,0 +1,172 @@
+"""One run of one pair, told top to bottom. The only place that knows the order.
+
+Recover what a dead run left open; then, kind by kind, pull both sides, match, merge and plan;
+let the guard see the whole plan; apply it; and look again, at most three rounds, at what moved
+meanwhile or became possible.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from syncd.core.guard import brakes
+from syncd.core.model import Address, Record, Side
+from syncd.engine.apply import apply_plan, recover
+from syncd.engine.context import Context
+from syncd.engine.draft import Draft, draft_kind, proof
+from syncd.engine.pull import drain
+from syncd.errors import HaltedError, PlanMovedError
+from syncd.state.journal import Entry
+
+ROUNDS = 3
+
+Reason = Literal["run", "backfill", "plan", "apply"]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is asked of one run.
+
+    ``is_approved``: a person let this pair run before, or does so now. ``anew_before``: feeds
+    listed whole before that instant are listed whole again. ``is_sweep``: look for deletions and
+    association changes now, however recently that was done.
+    """
+
+    reason: Reason
+    is_approved: bool
+    anew_before: datetime | None = None
+    is_sweep: bool = True
+
+
+def execute(ctx: Context, order: Order) -> str | None:
+    """Run one pair; returns the id of the plan that was made, if there was anything to do.
+
+    With the reason ``plan`` only reading calls are made. Raises HaltedError with the plan's id
+    when a brake holds it, and whatever stops the run.
+    """
+    if order.reason != "plan":
+        recover(ctx)
+    draft = Draft(ctx)
+    pulled: set[tuple[Side, str]] = set()
+    for kind in ctx.kinds:
+        for side in Side:
+            if (side, kind) not in pulled:
+                group = next(g for g in ctx.systems[side].capabilities.pull_groups if kind in g)
+                drain(
+                    ctx, side, group,
+                    plan_id=draft.plan_id, anew_before=order.anew_before, is_sweep_forced=order.is_sweep,
+                )  # fmt: skip
+                pulled |= {(side, each) for each in group}
+        if ctx.rules.only is None or kind in ctx.rules.only:
+            draft_kind(draft, kind)
+    first_plan = _seal(ctx, draft, order)
+    if order.reason == "plan" or first_plan is None:
+        return first_plan
+    _apply(ctx, first_plan)
+    _look_again(ctx, order)
+    return first_plan
+
+
+def _look_again(ctx: Context, order: Order) -> None:
+    """Plan and apply what moved while we wrote, or became possible by what we wrote; at most three rounds in all."""
+    for _ in range(ROUNDS - 1):
+        draft = Draft(ctx)
+        for kind in ctx.kinds:
+            if ctx.rules.only is None or kind in ctx.rules.only:
+                draft_kind(draft, kind)
+        plan_id = _seal(ctx, draft, order)
+        if plan_id is None:
+            return
+        _apply(ctx, plan_id)
+
+
+def _seal(ctx: Context, draft: Draft, order: Order) -> str | None:
+    """Give the plan its hash and let the guard see it. Raises HaltedError if it must wait for a person."""
+    if draft.plan_id is None:
+        return None
+    reasons: tuple[str, ...] = ()
+    if order.reason != "plan":
+        reasons = brakes(draft.census, ctx.store.count_links(), ctx.rules.limits, is_approved=order.is_approved)
+    ctx.journal.seal(draft.plan_id, reasons, {"operations": draft.census.total})
+    if reasons:
+        raise HaltedError("; ".join(reasons), plan_id=draft.plan_id)
+    return draft.plan_id
+
+
+def _apply(ctx: Context, plan_id: str) -> None:
+    ctx.journal.set_plan(plan_id, "applying")
+    apply_plan(ctx, plan_id)
+    ctx.journal.set_plan(plan_id, "applied", ctx.now())
+
+
+def execute_plan(ctx: Context, plan_id: str) -> None:
+    """Carry out a saved plan exactly, or not at all. Raises PlanMovedError naming the record that moved."""
+    recover(ctx)
+    entries = list_kinds(ctx, plan_id)
+    for side in Side:
+        for group in ctx.systems[side].capabilities.pull_groups:
+            if any(kind in entries for kind in group):
+                drain(ctx, side, group, plan_id=plan_id, anew_before=None, is_sweep_forced=False)
+    _verify(ctx, plan_id)
+    _apply(ctx, plan_id)
+
+
+def list_kinds(ctx: Context, plan_id: str) -> frozenset[str]:
+    """The kinds that a saved plan still has work for."""
+    return frozenset(entry.operation.kind for entry in ctx.journal.entries(plan_id, state="planned"))
+
+
+def _verify(ctx: Context, plan_id: str) -> None:
+    """Compare both ends of every operation with what they hold now, before the first write."""
+    batch: list[Entry] = []
+    for entry in ctx.journal.entries(plan_id, state="planned"):
+        if batch and (entry.operation.kind != batch[0].operation.kind or len(batch) >= 100):
+            _verify_batch(ctx, plan_id, batch)
+            batch = []
+        batch.append(entry)
+    if batch:
+        _verify_batch(ctx, plan_id, batch)
+
+
+def _verify_batch(ctx: Context, plan_id: str, batch: list[Entry]) -> None:
+    kind = batch[0].operation.kind
+    for side in Side:
+        system = ctx.systems[side]
+        wanted = {id_ for entry in batch if (id_ := _end_on(entry, side)) is not None}
+        known = ctx.store.sighted(side, kind, wanted)
+        if not system.kind(kind).is_conditional and not system.kind(kind).is_child:
+            addresses = [Address(record.id, record.parent) for record in known.values()]
+            size = system.kind(kind).read_batch
+            for start in range(0, len(addresses), size):
+                fresh = system.connector.read(kind, addresses[start : start + size])
+                ctx.store.intake(side, kind, list(fresh.values()), ctx.now(), is_exact=False)
+            known = ctx.store.sighted(side, kind, wanted)
+        for entry in batch:
+            id_ = _end_on(entry, side)
+            if id_ is not None and _moved(ctx, entry, side, known.get(id_)):
+                ctx.journal.set_plan(plan_id, "refused", ctx.now())
+                name = "propstreet" if side is Side.LEFT else "crm"
+                raise PlanMovedError(
+                    f"{name} {kind} {id_} moved since the plan was made; nothing was written. "
+                    "Make a new one: syncd plan"
+                )
+
+
+def _end_on(entry: Entry, side: Side) -> str | None:
+    op = entry.operation
+    if op.side is side:
+        return op.target.id if op.target is not None else None
+    return op.source if op.verb in ("create", "update") else None
+
+
+def _moved(ctx: Context, entry: Entry, side: Side, record: Record | None) -> bool:
+    if record is None:
+        return True
+    if entry.operation.side is side:
+        return record.is_deleted or (entry.precondition is not None and entry.precondition != proof(ctx, record))
+    types = ctx.fields(record.kind).types
+    return record.is_deleted or any(
+        value != entry.source.get(name) for name, value in record.values.items() if name in types
+    )

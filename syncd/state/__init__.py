@@ -1,0 +1,1 @@
+"""Everything syncd remembers, in PostgreSQL."""

@@ -1,0 +1,290 @@
+"""Runs, saved plans and the journal of operations.
+
+A plan is its operations. Each is written down before it is sent, so that after a crash it is
+known which ones may have had an effect. The hash of a plan covers what a person sees of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row, case, func, insert, select, update
+
+from syncd.core.mapping import freeze, show, thaw
+from syncd.core.merge import Step
+from syncd.core.model import KINDS, Address, Json, Side, Value, Values, Verb
+from syncd.core.plan import Operation
+from syncd.errors import NotFoundError
+from syncd.state import schema as s
+from syncd.state.store import Store
+
+_OPEN = ("intended", "sent")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An operation in the journal.
+
+    ``before`` is what the target held, for the fields it changes; ``source`` what the source held,
+    in its own words; ``precondition`` a digest of the target as it was planned against.
+    """
+
+    operation: Operation
+    key: str
+    before: Values
+    source: Values
+    precondition: str | None
+    conflicts: Sequence[Mapping[str, Json]] = ()
+    id: int = 0
+    state: str = "planned"
+
+    @property
+    def steps(self) -> Mapping[str, Step]:
+        return self.operation.steps
+
+
+def digest(values: Values, refs: Mapping[str, str]) -> str:
+    """A short proof that a record says what it said; tells nothing of what that was."""
+    told = json.dumps([freeze(values), sorted(refs.items())], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+class Journal:
+    """The runs and plans of one pair; writes under the store's lease."""
+
+    def __init__(self, store: Store):
+        self._store = store
+        self._pair = store.pair
+
+    # --- runs -------------------------------------------------------------------------
+
+    def begin_run(self, run_id: str, reason: str, at: datetime) -> None:
+        with self._store.transaction() as tx:
+            tx.execute(
+                insert(s.run).values(
+                    id=run_id,
+                    pair=self._pair,
+                    reason=reason,
+                    state="running",
+                    fence=self._store.lease.fence,
+                    started_at=at,
+                )
+            )
+
+    def end_run(
+        self, run_id: str, state: str, at: datetime, counts: Mapping[str, Any], cost: Mapping[str, Any], message: str
+    ) -> None:
+        with self._store.transaction() as tx:
+            tx.execute(
+                update(s.run)
+                .where(s.run.c.id == run_id)
+                .values(state=state, finished_at=at, counts=counts, cost=cost, message=message)
+            )
+
+    def unfinished_backfill(self) -> datetime | None:
+        """When the backfill began that was cut off before it ended, if the last one was."""
+        with self._store.engine.connect() as tx:
+            rows = tx.execute(
+                select(s.run.c.state, s.run.c.started_at)
+                .where(s.run.c.pair == self._pair, s.run.c.reason == "backfill")
+                .order_by(s.run.c.started_at.desc())
+            ).all()
+        began = None
+        for row in rows:
+            if row.state in ("done", "running"):
+                if row.state == "done":
+                    break
+                continue
+            began = row.started_at
+        return began
+
+    # --- plans ------------------------------------------------------------------------
+
+    def open_plan(self, plan_id: str, run_id: str, at: datetime) -> None:
+        """Begin a plan. Plans of this pair that were open before are superseded."""
+        with self._store.transaction() as tx:
+            tx.execute(
+                update(s.plan)
+                .where(s.plan.c.pair == self._pair, s.plan.c.state == "open")
+                .values(state="discarded", ended_at=at)
+            )
+            tx.execute(
+                insert(s.plan).values(id=plan_id, pair=self._pair, run=run_id, hash="", state="open", made_at=at)
+            )
+
+    def add(self, plan_id: str, entries: Sequence[Entry]) -> None:
+        with self._store.transaction() as tx:
+            if entries:
+                tx.execute(insert(s.operation), [_row(self._pair, plan_id, entry) for entry in entries])
+
+    def seal(self, plan_id: str, reasons: Sequence[str], counts: Mapping[str, Any]) -> str:
+        """Give a plan its hash and the reasons for which it waits, if it does."""
+        hasher = hashlib.sha256()
+        for entry in self.entries(plan_id):
+            hasher.update(json.dumps(describe(entry), sort_keys=True).encode())
+        with self._store.transaction() as tx:
+            tx.execute(
+                update(s.plan)
+                .where(s.plan.c.id == plan_id)
+                .values(hash=hasher.hexdigest(), reasons=list(reasons), counts=counts)
+            )
+        return hasher.hexdigest()
+
+    def set_plan(self, plan_id: str, state: str, at: datetime | None = None) -> None:
+        with self._store.transaction() as tx:
+            tx.execute(update(s.plan).where(s.plan.c.id == plan_id).values(state=state, ended_at=at))
+
+    def entries(self, plan_id: str, *, state: str | None = None) -> Iterator[Entry]:
+        """All operations of a plan in the order in which they are applied, some at a time."""
+        kind_order = case({kind: index for index, kind in enumerate(KINDS)}, value=s.operation.c.kind)
+        is_delete = case((s.operation.c.verb == "delete", 1), else_=0)
+        order = [
+            is_delete,
+            case((s.operation.c.verb == "delete", -kind_order), else_=kind_order),
+            s.operation.c.side,
+            s.operation.c.verb,
+            s.operation.c.group_key,
+            s.operation.c.id,
+        ]
+        query = select(s.operation).where(s.operation.c.plan == plan_id).order_by(*order)
+        if state is not None:
+            query = query.where(s.operation.c.state == state)
+        with self._store.engine.connect().execution_options(yield_per=500) as connection:
+            for row in connection.execute(query):
+                yield entry_of(row)
+
+    def take(self, plan_id: str, kind: str, verb: Verb, side: Side, limit: int) -> list[Entry]:
+        """The next operations of one sort that nobody sent yet."""
+        query = (
+            select(s.operation)
+            .where(
+                s.operation.c.plan == plan_id,
+                s.operation.c.kind == kind,
+                s.operation.c.verb == verb,
+                s.operation.c.side == side,
+                s.operation.c.state == "planned",
+            )
+            .order_by(s.operation.c.group_key, s.operation.c.id)
+            .limit(limit)
+        )
+        with self._store.engine.connect() as tx:
+            return [entry_of(row) for row in tx.execute(query)]
+
+    def lost(self) -> list[Entry]:
+        """Operations that may have been sent by a run that did not live to see the answer."""
+        query = select(s.operation).where(s.operation.c.pair == self._pair, s.operation.c.state.in_(_OPEN))
+        with self._store.engine.connect() as tx:
+            return [entry_of(row) for row in tx.execute(query.order_by(s.operation.c.id))]
+
+    def intend(self, entries: Sequence[Entry], at: datetime) -> None:
+        """Write down, before sending, that these may from now on have taken effect."""
+        with self._store.transaction() as tx:
+            tx.execute(
+                update(s.operation)
+                .where(s.operation.c.id.in_([entry.id for entry in entries]))
+                .values(state="sent", sent_at=at)
+            )
+
+    def close(self, entry: Entry, state: str, outcome: str, at: datetime) -> None:
+        """How an operation ended: ``done``, ``failed``, or ``dropped`` before it was sent."""
+        with self._store.transaction() as tx:
+            tx.execute(
+                update(s.operation)
+                .where(s.operation.c.id == entry.id)
+                .values(state=state, outcome=outcome, settled_at=at)
+            )
+
+
+def describe(entry: Entry) -> dict[str, Json]:
+    """An operation as ``syncd plan --json`` shows it, and as a plan's hash sees it."""
+    op = entry.operation
+    return {
+        "verb": op.verb,
+        "kind": op.kind,
+        "side": "propstreet" if op.side is Side.LEFT else "crm",
+        "propstreet": _bare(op, Side.LEFT),
+        "crm": _bare(op, Side.RIGHT),
+        "fields": {
+            name: {"old": show(entry.before.get(name)), "new": show(step.value), "rule": step.rule}
+            for name, step in op.steps.items()
+        },
+        "refs": dict(op.refs),
+        "why": op.why,
+    }
+
+
+def _bare(op: Operation, side: Side) -> str | None:
+    if op.side is side:
+        return op.target.id if op.target is not None else None
+    return op.source
+
+
+def find_plan(store_engine: Any, plan_id: str) -> Row[Any]:
+    """A saved plan by its id or an unambiguous beginning of it. Raises NotFoundError."""
+    with store_engine.connect() as tx:
+        rows = tx.execute(select(s.plan).where(s.plan.c.id.startswith(plan_id, autoescape=True)).limit(2)).all()
+    if len(rows) != 1:
+        raise NotFoundError(f"no plan {plan_id!r}; syncd status names the plans that wait")
+    row: Row[Any] = rows[0]
+    return row
+
+
+def count_operations(store_engine: Any, plan_id: str) -> int:
+    with store_engine.connect() as tx:
+        query = select(func.count()).select_from(s.operation).where(s.operation.c.plan == plan_id)
+        return int(tx.execute(query).scalar_one())
+
+
+def _row(pair: str, plan_id: str, entry: Entry) -> dict[str, object]:
+    op = entry.operation
+    return {
+        "plan": plan_id,
+        "pair": pair,
+        "kind": op.kind,
+        "verb": op.verb,
+        "side": str(op.side),
+        "source_id": op.source,
+        "target_id": op.target.id if op.target is not None else None,
+        "target_parent": op.target.parent if op.target is not None else None,
+        "group_key": op.refs.get("deal") or (op.target.parent if op.target is not None else None) or "",
+        "steps": freeze({name: step.value for name, step in op.steps.items()}),
+        "refs": {"ids": dict(op.refs), "rules": {name: step.rule for name, step in op.steps.items()}},
+        "before": freeze(entry.before),
+        "source": freeze(entry.source),
+        "conflicts": list(entry.conflicts),
+        "why": op.why,
+        "precondition": entry.precondition,
+        "idempotency_key": entry.key,
+        "state": "planned",
+    }
+
+
+def entry_of(row: Row[Any]) -> Entry:
+    """A row of the table ``operation`` as the engine reads it."""
+    values: Mapping[str, Value] = thaw(row.steps)
+    target = Address(row.target_id, row.target_parent) if row.target_id is not None else None
+    operation = Operation(
+        kind=row.kind,
+        verb=row.verb,
+        side=Side(row.side),
+        source=row.source_id,
+        target=target,
+        steps={name: Step(value, row.refs["rules"].get(name, "")) for name, value in values.items()},
+        refs=row.refs["ids"],
+        why=row.why,
+    )
+    return Entry(
+        operation=operation,
+        key=row.idempotency_key,
+        before=thaw(row.before),
+        source=thaw(row.source),
+        precondition=row.precondition,
+        conflicts=row.conflicts,
+        id=row.id,
+        state=row.state,
+    )

@@ -1,0 +1,130 @@
+"""What is remembered of each pair as a whole: its accounts, its approval, why it halted."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Engine, Row, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from syncd.core.model import Side
+from syncd.errors import ConfigError, NotFoundError
+from syncd.state import schema as s
+
+
+def register(
+    engine: Engine, *, tenant: str, name: str, connector: str, namespace: str, config_hash: str, at: datetime
+) -> bool:
+    """Make a pair known, or bring it up to date; True if its settings changed since the last time.
+
+    Records that were excluded by the old settings are looked at anew.
+    """
+    pair_id = f"{tenant}/{name}"
+    with engine.begin() as tx:
+        tx.execute(
+            upsert(s.tenant)
+            .values(name=tenant, config_hash=config_hash, seen_at=at)
+            .on_conflict_do_update(
+                index_elements=["name"],
+                set_={"config_hash": config_hash, "seen_at": at},
+                where=s.tenant.c.config_hash != config_hash,
+            )
+        )
+        before = tx.execute(select(s.pair.c.config_hash).where(s.pair.c.id == pair_id)).scalar()
+        if before == config_hash:
+            return False
+        values = {"connector": connector, "namespace": namespace, "config_hash": config_hash}
+        tx.execute(
+            upsert(s.pair)
+            .values(id=pair_id, tenant=tenant, name=name, **values)
+            .on_conflict_do_update(index_elements=["id"], set_=values)
+        )
+        if before is not None:
+            tx.execute(
+                update(s.sighting)
+                .where(s.sighting.c.pair == pair_id, s.sighting.c.state == "excluded")
+                .values(state="new", reason="")
+            )
+    return before is not None
+
+
+def find(engine: Engine, pair_id: str) -> Row[Any]:
+    """What is known of a pair. Raises NotFoundError."""
+    with engine.connect() as tx:
+        row: Row[Any] | None = tx.execute(select(s.pair).where(s.pair.c.id == pair_id)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"no pair {pair_id}")
+    return row
+
+
+def prove_account(engine: Engine, pair_id: str, side: Side, connector: str, account_id: str) -> None:
+    """The account of a connection never changes. Raises ConfigError if it is another than the one linked before."""
+    with engine.begin() as tx:
+        known = tx.execute(
+            select(s.connection.c.account_id).where(s.connection.c.pair == pair_id, s.connection.c.side == side)
+        ).scalar()
+        if known is None:
+            tx.execute(
+                upsert(s.connection)
+                .values(pair=pair_id, side=side, connector=connector, account_id=account_id)
+                .on_conflict_do_nothing()
+            )
+        elif known != account_id:
+            raise ConfigError(
+                f"{pair_id}: the credentials of {connector} belong to account {account_id}, but this pair is linked "
+                f"with account {known}. Restore the former credentials, or give the new account a pair of its own."
+            )
+
+
+def resting_until(engine: Engine, pair_id: str, at: datetime) -> datetime | None:
+    """Until when one of the pair's connections asked to be left alone, if that is still to come."""
+    with engine.connect() as tx:
+        found: datetime | None = tx.execute(
+            select(func.max(s.connection.c.resting_until)).where(s.connection.c.pair == pair_id)
+        ).scalar()
+    return found if found is not None and found > at else None
+
+
+def rest(engine: Engine, pair_id: str, side: Side, until: datetime | None) -> None:
+    """Remember until when a connection asked to be left alone."""
+    with engine.begin() as tx:
+        tx.execute(
+            update(s.connection)
+            .where(s.connection.c.pair == pair_id, s.connection.c.side == side)
+            .values(resting_until=until)
+        )
+
+
+def approve(engine: Engine, pair_id: str, at: datetime) -> None:
+    """A person let this pair run; what halted it is released."""
+    with engine.begin() as tx:
+        tx.execute(
+            update(s.pair)
+            .where(s.pair.c.id == pair_id)
+            .values(approved_at=func.coalesce(s.pair.c.approved_at, at), halted_reason=None, halted_plan=None)
+        )
+
+
+def release(engine: Engine, pair_id: str) -> None:
+    """Forget why a pair was halted."""
+    with engine.begin() as tx:
+        tx.execute(update(s.pair).where(s.pair.c.id == pair_id).values(halted_reason=None, halted_plan=None))
+
+
+def halt(engine: Engine, pair_id: str, reason: str, plan_id: str | None) -> None:
+    """Nothing runs on this pair until a person says go."""
+    with engine.begin() as tx:
+        tx.execute(update(s.pair).where(s.pair.c.id == pair_id).values(halted_reason=reason, halted_plan=plan_id))
+
+
+def pause(engine: Engine, pair_id: str, at: datetime | None) -> None:
+    """Stop running a pair from its schedule (None: go on). Nothing is lost: it catches up."""
+    with engine.begin() as tx:
+        tx.execute(update(s.pair).where(s.pair.c.id == pair_id).values(paused_at=at))
+
+
+def forget_plan(engine: Engine, plan_id: str) -> None:
+    """Drop a saved plan and its operations."""
+    with engine.begin() as tx:
+        tx.execute(delete(s.plan).where(s.plan.c.id == plan_id))

@@ -1,0 +1,70 @@
+"""One real PostgreSQL for the whole suite; a fresh, empty schema for each test that asks."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+
+from syncd.state import embedded, migrate
+
+_serial = count()
+
+
+@pytest.fixture(scope="session")
+def database_url() -> Iterator[str]:
+    """The embedded server, unless SYNCD_DATABASE_URL names another."""
+    if url := os.environ.get("SYNCD_DATABASE_URL"):
+        yield url
+        return
+    with tempfile.TemporaryDirectory(prefix="syncd-tests-", ignore_cleanup_errors=True) as folder:
+        yield embedded.start(Path(folder))
+
+
+@pytest.fixture(scope="session")
+def _template(database_url: str) -> str:
+    name = f"template_{os.getpid()}"
+    admin = create_engine(database_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine = create_engine(_named(database_url, name))
+    migrate.upgrade(engine)
+    engine.dispose()
+    admin.dispose()
+    return name
+
+
+@pytest.fixture
+def empty_database(database_url: str) -> Iterator[str]:
+    """The URL of a database without any table."""
+    yield from _database(database_url, None)
+
+
+@pytest.fixture
+def engine(database_url: str, _template: str) -> Iterator[Engine]:
+    """A database that holds syncd's tables and nothing else."""
+    for url in _database(database_url, _template):
+        engine = create_engine(url)
+        yield engine
+        engine.dispose()
+
+
+def _database(url: str, template: str | None) -> Iterator[str]:
+    name = f"test_{os.getpid()}_{next(_serial)}"
+    admin = create_engine(url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else "")))
+    yield _named(url, name)
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+def _named(url: str, name: str) -> str:
+    before, _, query = url.partition("?")
+    return before.rsplit("/", 1)[0] + f"/{name}" + (f"?{query}" if query else "")

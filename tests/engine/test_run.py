@@ -1,0 +1,364 @@
+"""The engine between two systems in memory: the laws of one run."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+from sqlalchemy import Engine
+
+from syncd.core.merge import OnConflict, Policy
+from syncd.core.model import Money, Side
+from syncd.core.plan import KindRules, OnDelete
+from syncd.errors import HaltedError, PlanMovedError
+from syncd.state import schema as s
+from syncd.testing.memory import MemoryFault
+from tests.engine.world import World, rules
+
+
+@pytest.fixture
+def world(engine: Engine) -> World:
+    return World(engine)
+
+
+def seed(world: World) -> dict[str, str]:
+    hub = world.hub
+    company = hub.add("company", {"name": "Nordhaus AB", "domain": "nordhaus.se"})
+    contact = hub.add("contact", {"first_name": "Anna", "last_name": "Berg", "email": "anna@nordhaus.se"})
+    job = hub.add("employment", {"job_title": "CFO", "is_primary": True}, refs={"contact": contact, "company": company})
+    deal = hub.add("deal", {"name": "Kv. Svalan 4", "amount": Money(Decimal("150000000"), "SEK")})
+    prospect = hub.add("deal_contact", {"classification": "interested"}, refs={"deal": deal, "contact": contact})
+    return {"company": company, "contact": contact, "job": job, "deal": deal, "prospect": prospect}
+
+
+def test_what_only_one_side_has_is_created_on_the_other_with_its_links(world: World) -> None:
+    """Everything of one side arrives on the other in one run, children included."""
+    ids = seed(world)
+    report = world.run()
+    assert {kind: len(world.crm.all(kind)) for kind in ids and ("company", "contact", "employment", "deal")} == {
+        "company": 1,
+        "contact": 1,
+        "employment": 1,
+        "deal": 1,
+    }
+    role = world.crm.all("deal_contact")[0]
+    assert role.values["classification"] == "interested"
+    assert role.refs == {"deal": world.links("deal")[ids["deal"]], "contact": world.links("contact")[ids["contact"]]}
+    assert report.operations == 5
+
+
+def test_a_second_run_plans_nothing_and_writes_nothing(world: World) -> None:
+    """Termination: after a run, the next one has nothing to do, in the systems and in the base."""
+    seed(world)
+    world.run()
+    world.clock.sleep(30)
+    before = world.writes()
+    links = world.rows(s.link)
+    report = world.run()
+    assert (report.operations, world.writes()) == (0, before)
+    world.run()
+    assert world.rows(s.link) == links
+    assert world.rows(s.sighting) == []
+
+
+def test_edits_in_different_fields_both_survive(world: World) -> None:
+    """A one-sided change of a field always reaches the other side."""
+    ids = seed(world)
+    world.run()
+    crm_contact = world.links("contact")[ids["contact"]]
+    world.hub.edit("contact", ids["contact"], phone="+46701234567")
+    world.crm.edit("contact", crm_contact, last_name="Bergström")
+    world.clock.sleep(10)
+    world.settle()
+    assert world.hub.get("contact", ids["contact"]).values["last_name"] == "Bergström"
+    assert world.crm.get("contact", crm_contact).values["phone"] == "+46701234567"
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (OnConflict.NEWEST, "right"),
+        (OnConflict.PROPSTREET, "left"),
+        (OnConflict.CRM, "right"),
+        (OnConflict.HOLD, None),
+    ],
+)
+def test_a_conflict_is_settled_by_policy_and_the_loser_is_kept(
+    engine: Engine, rule: OnConflict, expected: str | None
+) -> None:
+    """Both sides moved one field apart: the policy says who wins; the losing value is in the conflict list."""
+    world = World(engine, kinds=rules(contact=KindRules(default=Policy(conflict=rule))))
+    ids = seed(world)
+    world.run()
+    crm_contact = world.links("contact")[ids["contact"]]
+    world.hub.edit("contact", ids["contact"], first_name="left")
+    world.clock.sleep(5)
+    world.crm.edit("contact", crm_contact, first_name="right")
+    world.settle()
+    left = world.hub.get("contact", ids["contact"]).values["first_name"]
+    right = world.crm.get("contact", crm_contact).values["first_name"]
+    assert (left, right) == ((expected, expected) if expected else ("left", "right"))
+    conflict = world.rows(s.conflict)[0]
+    assert (conflict.left_value, conflict.right_value, conflict.field) == ("left", "right", "first_name")
+    assert (conflict.settled_at is None) == (expected is None)
+
+
+def test_sets_are_merged_element_by_element(world: World) -> None:
+    """What either side adds is added, what either takes off is taken off; no conflict."""
+    ids = seed(world)
+    world.hub.edit("contact", ids["contact"], tags=frozenset({"a", "b"}))
+    world.run()
+    crm_contact = world.links("contact")[ids["contact"]]
+    world.hub.edit("contact", ids["contact"], tags=frozenset({"b", "c"}))
+    world.crm.edit("contact", crm_contact, tags=frozenset({"a", "b", "d"}))
+    world.settle()
+    assert world.hub.get("contact", ids["contact"]).values["tags"] == frozenset({"b", "c", "d"})
+    assert world.crm.get("contact", crm_contact).values["tags"] == frozenset({"b", "c", "d"})
+    assert world.rows(s.conflict) == []
+
+
+def test_a_cleared_field_is_cleared_on_the_other_side(world: World) -> None:
+    """Empty is a value: set to empty on one side, it becomes empty on the other."""
+    ids = seed(world)
+    world.run()
+    world.hub.edit("employment", ids["job"], job_title=None)
+    world.settle()
+    assert world.crm.all("employment")[0].values["job_title"] is None
+
+
+def test_contacts_meet_by_email_and_companies_by_domain(world: World) -> None:
+    """First contact: one certain match on each side links, and each side fills the other's gaps."""
+    ids = seed(world)
+    twin = world.crm.add("contact", {"email": "anna@nordhaus.se", "phone": "08-123 456 78"})
+    firm = world.crm.add("company", {"name": "Nordhaus", "domain": "www.nordhaus.se"})
+    world.run()
+    assert world.links("contact") == {ids["contact"]: twin}
+    assert world.links("company") == {ids["company"]: firm}
+    world.settle()
+    assert world.crm.get("contact", twin).values["last_name"] == "Berg"
+    assert world.hub.get("contact", ids["contact"]).values["phone"] == "08-123 456 78"
+    assert len(world.crm.all("contact")) == len(world.hub.all("contact")) == 1
+    assert world.crm.get("contact", twin).mark == ids["contact"]
+
+
+def test_two_candidates_go_to_review_and_nothing_is_created(world: World) -> None:
+    """Nothing is guessed, nothing doubled: several candidates wait for a person."""
+    ids = seed(world)
+    for _ in range(2):
+        world.crm.add("contact", {"email": "anna@nordhaus.se"})
+    world.settle()
+    assert world.links("contact") == {}
+    assert len(world.crm.all("contact")) == 2
+    review = next(row for row in world.rows(s.match_review) if row.side == "left")
+    assert (review.record_id, len(review.candidates)) == (ids["contact"], 2)
+
+
+def test_a_lost_answer_to_a_create_leaves_exactly_one_record(world: World) -> None:
+    """The effect took place, the answer was lost: it is looked up, adopted, and not sent again."""
+    seed(world)
+    world.crm.faults.append(MemoryFault("write", "after", times=3))
+    world.settle()
+    assert [len(world.crm.all(kind)) for kind in ("company", "contact", "deal", "deal_contact")] == [1, 1, 1, 1]
+
+
+def test_a_poison_record_becomes_a_dead_letter_and_the_rest_goes_on(world: World) -> None:
+    """One refused record among many is bisected out; all others arrive."""
+    for number in range(37):
+        world.hub.add("contact", {"email": f"c{number}@x.se", "first_name": "poison" if number == 20 else "fine"})
+    world.crm.refuses = lambda write: "INVALID_EMAIL: email" if write.values.get("first_name") == "poison" else None
+    report = world.run()
+    assert len(world.crm.all("contact")) == 36
+    assert report.rejected["contact"] == 1
+    assert list(world.states("contact").values()) == [("dead", "INVALID_EMAIL: email")]
+    world.settle()
+
+
+def test_deletions_follow_the_tenants_rule(engine: Engine) -> None:
+    """archive passes a deletion on; hold keeps the other side and lists it."""
+    world = World(engine, kinds=rules(deal=KindRules(deletes_to_left=OnDelete.HOLD, deletes_to_right=OnDelete.ARCHIVE)))
+    first, second = (world.hub.add("deal", {"name": name}) for name in ("one", "two"))
+    world.run()
+    links = world.links("deal")
+    world.hub.remove("deal", first)
+    world.clock.sleep(60)
+    world.run()
+    assert world.crm.get("deal", links[first]).is_deleted
+    world.crm.remove("deal", links[second])
+    world.settle()
+    assert not world.hub.get("deal", second).is_deleted
+    assert [(row.field, row.right_value) for row in world.rows(s.conflict)] == [("", "deleted")]
+
+
+def test_an_edit_wins_over_a_deletion(world: World) -> None:
+    """Deleted on one side, edited on the other since: the record comes back."""
+    deal = world.hub.add("deal", {"name": "one"})
+    world.run()
+    first = world.links("deal")[deal]
+    world.crm.remove("deal", first)
+    world.hub.edit("deal", deal, name="two")
+    world.settle()
+    assert [record.values["name"] for record in world.crm.all("deal")] == ["two"]
+    assert not world.hub.get("deal", deal).is_deleted
+
+
+def test_the_first_run_waits_for_approval_and_writes_nothing(engine: Engine) -> None:
+    """Without a person's word a pair's first plan is saved, not applied."""
+    world = World(engine, is_approved=False)
+    seed(world)
+    with pytest.raises(HaltedError) as halted:
+        world.run()
+    assert halted.value.plan_id is not None
+    assert world.writes() == 0
+    world.apply(halted.value.plan_id)
+    assert len(world.crm.all("deal_contact")) == 1
+
+
+def test_a_saved_plan_is_refused_when_a_record_moved(engine: Engine) -> None:
+    """The plan is the truth: what it shows is what apply does, or apply refuses and names the record."""
+    world = World(engine, is_approved=False)
+    ids = seed(world)
+    with pytest.raises(HaltedError) as halted:
+        world.run()
+    world.clock.sleep(60)
+    world.hub.edit("contact", ids["contact"], last_name="Moved")
+    with pytest.raises(PlanMovedError, match=ids["contact"]):
+        world.apply(str(halted.value.plan_id))
+    assert world.writes() == 0
+
+
+def test_planning_makes_no_write(world: World) -> None:
+    """A plan is read-only outside, and applying it makes exactly its writes."""
+    seed(world)
+    world.run(reason="plan")
+    assert world.writes() == 0
+    operations = world.rows(s.operation)
+    world.apply(str(world.plan_id))
+    assert len([row for row in world.rows(s.operation) if row.state == "done"]) == len(operations) == 5
+    world.settle()
+
+
+def test_an_index_that_lags_behind_writes_nothing_back(world: World) -> None:
+    """A listing that still shows the old value after our write is not taken for an edit."""
+    ids = seed(world)
+    world.run()
+    world.crm.lag = timedelta(seconds=90)
+    crm_contact = world.links("contact")[ids["contact"]]
+    world.hub.edit("contact", ids["contact"], first_name="Maria")
+    for _ in range(6):
+        world.clock.sleep(20)
+        world.run()
+    assert world.hub.get("contact", ids["contact"]).values["first_name"] == "Maria"
+    assert world.crm.get("contact", crm_contact).values["first_name"] == "Maria"
+
+
+def test_rows_that_commit_late_are_seen(world: World) -> None:
+    """A row that becomes visible with a stamp before the watermark is read through the overlap."""
+    seed(world)
+    world.run()
+    world.crm.late = timedelta(seconds=120)
+    world.crm.add("contact", {"email": "late@x.se"})
+    world.crm.late = timedelta(0)
+    world.crm.add("contact", {"email": "early@x.se"})
+    world.clock.sleep(5)
+    world.run()
+    world.clock.sleep(200)
+    world.settle()
+    assert {r.values["email"] for r in world.hub.all("contact")} >= {"late@x.se", "early@x.se"}
+
+
+def test_a_prospect_that_gets_a_person_moves_to_that_person(world: World) -> None:
+    """Company only at first; given a contact, the old association goes and a new one comes."""
+    hub = world.hub
+    company = hub.add("company", {"name": "Nordhaus AB", "domain": "nordhaus.se"})
+    contact = hub.add("contact", {"email": "anna@nordhaus.se"})
+    deal = hub.add("deal", {"name": "one"})
+    prospect = hub.add("deal_contact", {"classification": "contacted"}, refs={"deal": deal, "company": company})
+    world.run()
+    assert set(world.crm.all("deal_contact")[0].refs) == {"deal", "company"}
+    hub.change("deal_contact", prospect, refs={"deal": deal, "contact": contact})
+    world.settle()
+    assert [set(record.refs) for record in world.crm.all("deal_contact")] == [{"deal", "contact"}]
+    assert len(hub.all("deal_contact")) == 1
+
+
+def test_an_association_taken_off_in_the_crm_goes_in_propstreet_if_the_tenant_wants_it(world: World) -> None:
+    """Association changes are seen by the sweep although the deal itself did not change."""
+    ids = seed(world)
+    world.run()
+    role = world.crm.all("deal_contact")[0]
+    world.crm.remove("deal_contact", role.id)
+    world.settle()
+    assert world.hub.get("deal_contact", ids["prospect"]).is_deleted
+
+
+def test_a_removed_prospect_that_comes_back_comes_back_on_the_other_side(world: World) -> None:
+    """Removed and restored on either side: the association goes and returns."""
+    ids = seed(world)
+    world.run()
+    world.hub.remove("deal_contact", ids["prospect"])
+    world.settle()
+    assert world.crm.all("deal_contact") == []
+    world.hub.restore("deal_contact", ids["prospect"])
+    world.settle()
+    assert len(world.crm.all("deal_contact")) == 1
+
+
+def test_a_merge_in_the_crm_hands_the_link_to_the_survivor(world: World) -> None:
+    """The loser of a merge is no deletion: its link goes to the survivor."""
+    ids = seed(world)
+    world.run()
+    old = world.links("contact")[ids["contact"]]
+    winner = world.crm.add("contact", {"first_name": "Anna B"})
+    world.crm.merge("contact", winner, old)
+    world.settle()
+    assert world.links("contact") == {ids["contact"]: winner}
+    assert not world.hub.get("contact", ids["contact"]).is_deleted
+
+
+def test_a_closed_deal_is_never_written_and_listed_with_its_reason(world: World) -> None:
+    """A locked record gives but does not take."""
+    ids = seed(world)
+    world.run()
+    crm_deal = world.links("deal")[ids["deal"]]
+    world.hub.change("deal", ids["deal"], locked={"*": "closed in Propstreet"})
+    world.crm.edit("deal", crm_deal, name="renamed in the crm")
+    world.settle()
+    assert world.hub.get("deal", ids["deal"]).values["name"] == "Kv. Svalan 4"
+    row = next(row for row in world.rows(s.link) if row.kind == "deal")
+    assert (row.state, row.reason) == ("excluded", "closed in Propstreet")
+
+
+def test_an_empty_listing_where_there_were_records_halts_and_deletes_nothing(world: World) -> None:
+    """A full comparison that finds nothing of what is known is not believed."""
+    for number in range(12):
+        world.hub.add("contact", {"email": f"c{number}@x.se"})
+    world.run()
+    world.clock.sleep(90_000)
+    world.crm.faults.append(MemoryFault("list", "empty", skip=1))
+    with pytest.raises(HaltedError, match="12 of 12"):
+        world.run()
+    assert len(world.hub.all("contact")) == 12
+
+
+def test_mass_deletion_waits_for_a_person(world: World) -> None:
+    """More deletions than the limit: the plan is saved and nothing is deleted."""
+    ids = [world.hub.add("contact", {"email": f"c{number}@x.se"}) for number in range(30)]
+    world.run()
+    for id_ in ids[:20]:
+        world.hub.remove("contact", id_)
+    world.clock.sleep(30)
+    with pytest.raises(HaltedError, match="would delete 20 contact"):
+        world.run()
+    assert len(world.crm.all("contact")) == 30
+
+
+def test_every_written_field_is_in_the_change_log(world: World) -> None:
+    """Why every value is what it is: run, side, field, old, new and the rule that decided."""
+    ids = seed(world)
+    world.run()
+    world.hub.edit("contact", ids["contact"], first_name="Maria")
+    world.clock.sleep(10)
+    world.run()
+    row = next(r for r in world.rows(s.change_log) if r.field == "first_name" and r.verb == "update")
+    assert (row.side, row.old, row.new, row.rule) == (str(Side.RIGHT), "Anna", "Maria", "moved in propstreet")

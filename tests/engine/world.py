@@ -1,0 +1,147 @@
+"""A pair of systems in memory with the engine between them, in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+
+import structlog
+from sqlalchemy import Engine, select
+
+from syncd.core.guard import Limits
+from syncd.core.model import KINDS, Side
+from syncd.core.plan import KindRules, OnDelete, When
+from syncd.engine.context import Context, PairRules, Report, System
+from syncd.engine.retry import Courier, Patience
+from syncd.engine.run import Order, execute, execute_plan
+from syncd.errors import HaltedError, SyncdError
+from syncd.state import lease, pairs
+from syncd.state import schema as s
+from syncd.state.journal import Journal
+from syncd.state.store import Store
+from syncd.testing.memory import MemoryConnector, MemorySystem
+
+
+@dataclass
+class Clock:
+    at: datetime = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        self.at += timedelta(milliseconds=1)
+        return self.at
+
+    def sleep(self, seconds: float) -> None:
+        self.at += timedelta(seconds=seconds)
+
+
+def rules(**kinds: KindRules) -> dict[str, KindRules]:
+    """Rules that let everything through, deletions included, except where a test says otherwise."""
+    generous = KindRules(deletes_to_left=OnDelete.ARCHIVE, deletes_to_right=OnDelete.ARCHIVE)
+    return {kind: kinds.get(kind, generous) for kind in KINDS}
+
+
+@dataclass
+class World:
+    engine: Engine
+    clock: Clock = field(default_factory=Clock)
+    kinds: Mapping[str, KindRules] = field(default_factory=rules)
+    limits: Limits = field(default_factory=Limits)
+    is_approved: bool = True
+    serial: Iterator[int] = field(default_factory=lambda: iter(range(1, 10**9)))
+
+    def __post_init__(self) -> None:
+        self.hub = MemorySystem(self.clock, is_hub=True, account_id="hub")
+        self.crm = MemorySystem(self.clock, account_id="crm")
+        pairs.register(
+            self.engine, tenant="t", name="crm", connector="memory", namespace="crm", config_hash="1", at=self.clock()
+        )
+
+    def new_id(self) -> str:
+        return f"id-{next(self.serial):08d}"
+
+    def context(self, held: lease.Lease, *, is_dry: bool = False, only: frozenset[str] | None = None) -> Context:
+        store = Store(self.engine, held)
+        systems: dict[Side, System] = {}
+        for side, system in ((Side.LEFT, self.hub), (Side.RIGHT, self.crm)):
+            patience = Patience(self.clock, self.clock.sleep, Random(1))
+            courier = Courier(patience, is_dry=is_dry)
+            connector = MemoryConnector(system, courier)
+            capabilities = connector.capabilities()
+            courier.allow(capabilities.quotas)
+            systems[side] = System(connector, courier, capabilities)
+        return Context(
+            pair=held.pair,
+            run_id=self.new_id(),
+            rules=PairRules(self.kinds, self.limits, only=only),
+            systems=systems,
+            store=store,
+            journal=Journal(store),
+            now=self.clock,
+            new_id=self.new_id,
+            log=structlog.get_logger(),
+        )
+
+    def run(self, **order: Any) -> Report:
+        """One run, as the daemon would make it. Raises what the run raises."""
+        held = lease.acquire(self.engine, "t/crm", "worker", self.clock())
+        assert held is not None
+        ctx = self.context(held, is_dry=order.get("reason") == "plan", only=order.pop("only", None))
+        ctx.journal.begin_run(ctx.run_id, order.get("reason", "run"), self.clock())
+        state = "failed"
+        try:
+            self.plan_id = execute(ctx, replace(Order("run", is_approved=self.is_approved), **order))
+            state = "done"
+        except HaltedError as exc:
+            self.plan_id = exc.plan_id
+            state = "halted"
+            raise
+        finally:
+            ctx.journal.end_run(ctx.run_id, state, self.clock(), {}, {}, "")
+            lease.release(self.engine, held)
+            self.context_of_last_run = ctx
+        return ctx.report
+
+    def apply(self, plan_id: str) -> Report:
+        held = lease.acquire(self.engine, "t/crm", "worker", self.clock())
+        assert held is not None
+        ctx = self.context(held)
+        ctx.journal.begin_run(ctx.run_id, "apply", self.clock())
+        try:
+            execute_plan(ctx, plan_id)
+        finally:
+            ctx.journal.end_run(ctx.run_id, "done", self.clock(), {}, {}, "")
+            lease.release(self.engine, held)
+        return ctx.report
+
+    def settle(self, rounds: int = 3) -> None:
+        """Run until nothing is planned any more; that must not take more than three runs."""
+        for _ in range(rounds):
+            self.clock.sleep(30)
+            self.run()
+        self.clock.sleep(30)
+        before = self.writes()
+        report = self.run()
+        assert report.operations == 0, report
+        assert self.writes() == before
+
+    def writes(self) -> int:
+        return sum(1 for system in (self.hub, self.crm) for call in system.calls if call[0].startswith("write"))
+
+    def rows(self, table: Any) -> list[Any]:
+        with self.engine.connect() as tx:
+            return list(tx.execute(select(table)))
+
+    def links(self, kind: str) -> dict[str, str]:
+        return {row.left_id: row.right_id for row in self.rows(s.link) if row.kind == kind}
+
+    def states(self, kind: str) -> dict[str, tuple[str, str]]:
+        """Why each record of a kind that has no link stands alone, by id."""
+        return {
+            row.id: (row.state, row.reason) for row in self.rows(s.sighting) if row.kind == kind and not row.is_linked
+        }
+
+
+__all__ = ["Clock", "Report", "SyncdError", "When", "World", "rules"]
