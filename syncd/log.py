@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import MutableMapping
 from typing import Any, Final
 
 import structlog
@@ -41,7 +42,7 @@ def set_up(level: str = "info", *, is_terminal: bool = False) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def blot(logger: object, method: str, event: dict[str, Any]) -> dict[str, Any]:
+def blot(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Blot out what must never be logged, whichever field it came in."""
     return {key: blotted(value) if isinstance(value, str) else value for key, value in event.items()}
 

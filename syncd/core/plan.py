@@ -56,6 +56,7 @@ class Operation:
 
     ``source`` is the other side's id. ``refs`` of a create are ids of the *source's* side: they
     are looked up when the operation is applied, since their counterparts may be made before it.
+    ``is_marking``: an update that also stores the other side's id on the record.
     """
 
     kind: str
@@ -66,6 +67,7 @@ class Operation:
     steps: Mapping[str, Step] = field(default_factory=dict)
     refs: Mapping[str, str] = field(default_factory=dict)
     why: str = ""
+    is_marking: bool = False
 
 
 @dataclass(frozen=True, slots=True)

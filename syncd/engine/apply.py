@@ -172,7 +172,7 @@ class _Batch:
             kind=self.kind,
             verb=self.verb,
             address=self._address(entry) if op.target is not None else None,
-            counterpart=op.source if self.verb in ("create", "mark") else None,
+            counterpart=op.source if op.is_marking or self.verb in ("create", "mark") else None,
             values={name: step.value for name, step in op.steps.items()},
             refs=refs or (target.refs if target is not None else {}),
             version=target.version if target is not None else None,
@@ -325,7 +325,8 @@ class _Batch:
             agreed[name] = (theirs, mine) if self.side is Side.LEFT else (mine, theirs)
         state, reason = self._standing(row, not_stored)
         seen = {self.side: record} if record is not None else {}
-        self.ctx.store.settle(row, agreed, seen, state=state, reason=reason, forget=entry.steps)
+        is_marked = True if entry.operation.is_marking else None
+        self.ctx.store.settle(row, agreed, seen, state=state, reason=reason, is_marked=is_marked, forget=entry.steps)
         left_id, right_id = row.left.record.id, row.right.record.id
         self._log(entry, left_id, right_id)
         for lost in entry.conflicts:

@@ -90,6 +90,9 @@ def draft_kind(draft: Draft, kind: str) -> None:
 
 
 def _match_kind(ctx: Context, kind: str) -> None:
+    for left_id, right_id in ctx.store.chosen(kind):
+        ctx.store.make_link(kind, left_id, right_id, "a person's word", ctx.now())
+        ctx.report.linked[kind] += 1
     never = ctx.store.never(kind)
     for side in Side:
         after = ""
@@ -240,6 +243,8 @@ def _plan_link(draft: Draft, row: LinkRow, right_refs: Mapping[str, str] | None,
     conflicts = [_lost(row, each) for each in decision.merged.conflicts if each.winner is not None]
     is_marking = can_mark and is_both_alive and not row.is_marked and decision.state is not LinkState.DEAD
     for operation in decision.operations:
+        if is_marking and operation.verb == "update" and operation.side is Side.RIGHT:
+            operation, is_marking = replace(operation, is_marking=True), False
         target = row.side(operation.side).record
         source = row.side(operation.side.other).record
         before = {} if operation.verb == "create" else target.values

@@ -54,7 +54,7 @@ def conflicts(engine: Engine, scope: Scope, *, only_open: bool = False) -> Itera
             "propstreet_value": row.left_value,
             "crm_value": row.right_value,
             "decided": row.decided,
-            "winner": {"left": "propstreet", "right": "crm"}.get(row.winner or "", None),
+            "winner": {"left": "propstreet", "right": "crm"}.get(row.winner or ""),
             "opened_at": row.opened_at.isoformat(),
         }
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, case, func, insert, select, update
+from sqlalchemy import Engine, Row, case, insert, select, update
 
 from syncd.core.mapping import freeze, show, thaw
 from syncd.core.merge import Step
@@ -141,22 +141,7 @@ class Journal:
 
     def entries(self, plan_id: str, *, state: str | None = None) -> Iterator[Entry]:
         """All operations of a plan in the order in which they are applied, some at a time."""
-        kind_order = case({kind: index for index, kind in enumerate(KINDS)}, value=s.operation.c.kind)
-        is_delete = case((s.operation.c.verb == "delete", 1), else_=0)
-        order = [
-            is_delete,
-            case((s.operation.c.verb == "delete", -kind_order), else_=kind_order),
-            s.operation.c.side,
-            s.operation.c.verb,
-            s.operation.c.group_key,
-            s.operation.c.id,
-        ]
-        query = select(s.operation).where(s.operation.c.plan == plan_id).order_by(*order)
-        if state is not None:
-            query = query.where(s.operation.c.state == state)
-        with self._store.engine.connect().execution_options(yield_per=500) as connection:
-            for row in connection.execute(query):
-                yield entry_of(row)
+        yield from read_entries(self._store.engine, plan_id, state=state)
 
     def take(self, plan_id: str, kind: str, verb: Verb, side: Side, limit: int) -> list[Entry]:
         """The next operations of one sort that nobody sent yet."""
@@ -224,9 +209,9 @@ def _bare(op: Operation, side: Side) -> str | None:
     return op.source
 
 
-def find_plan(store_engine: Any, plan_id: str) -> Row[Any]:
+def find_plan(engine: Engine, plan_id: str) -> Row[Any]:
     """A saved plan by its id or an unambiguous beginning of it. Raises NotFoundError."""
-    with store_engine.connect() as tx:
+    with engine.connect() as tx:
         rows = tx.execute(select(s.plan).where(s.plan.c.id.startswith(plan_id, autoescape=True)).limit(2)).all()
     if len(rows) != 1:
         raise NotFoundError(f"no plan {plan_id!r}; syncd status names the plans that wait")
@@ -234,10 +219,27 @@ def find_plan(store_engine: Any, plan_id: str) -> Row[Any]:
     return row
 
 
-def count_operations(store_engine: Any, plan_id: str) -> int:
-    with store_engine.connect() as tx:
-        query = select(func.count()).select_from(s.operation).where(s.operation.c.plan == plan_id)
-        return int(tx.execute(query).scalar_one())
+def read_entries(engine: Engine, plan_id: str, *, state: str | None = None) -> Iterator[Entry]:
+    """All operations of a plan in the order in which they are applied, some at a time."""
+    position = case({kind: index for index, kind in enumerate(KINDS)}, value=s.operation.c.kind)
+    is_delete = case((s.operation.c.verb == "delete", 1), else_=0)
+    query = (
+        select(s.operation)
+        .where(s.operation.c.plan == plan_id)
+        .order_by(
+            is_delete,
+            case((s.operation.c.verb == "delete", -position), else_=position),
+            s.operation.c.side,
+            s.operation.c.verb,
+            s.operation.c.group_key,
+            s.operation.c.id,
+        )
+    )
+    if state is not None:
+        query = query.where(s.operation.c.state == state)
+    with engine.connect().execution_options(yield_per=500) as connection:
+        for row in connection.execute(query):
+            yield entry_of(row)
 
 
 def _row(pair: str, plan_id: str, entry: Entry) -> dict[str, object]:
@@ -253,7 +255,11 @@ def _row(pair: str, plan_id: str, entry: Entry) -> dict[str, object]:
         "target_parent": op.target.parent if op.target is not None else None,
         "group_key": op.refs.get("deal") or (op.target.parent if op.target is not None else None) or "",
         "steps": freeze({name: step.value for name, step in op.steps.items()}),
-        "refs": {"ids": dict(op.refs), "rules": {name: step.rule for name, step in op.steps.items()}},
+        "refs": {
+            "ids": dict(op.refs),
+            "rules": {name: step.rule for name, step in op.steps.items()},
+            "marks": op.is_marking,
+        },
         "before": freeze(entry.before),
         "source": freeze(entry.source),
         "conflicts": list(entry.conflicts),
@@ -277,6 +283,7 @@ def entry_of(row: Row[Any]) -> Entry:
         steps={name: Step(value, row.refs["rules"].get(name, "")) for name, value in values.items()},
         refs=row.refs["ids"],
         why=row.why,
+        is_marking=row.refs.get("marks", False),
     )
     return Entry(
         operation=operation,

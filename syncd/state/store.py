@@ -20,6 +20,7 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    case,
     column,
     delete,
     exists,
@@ -521,6 +522,26 @@ class Store:
             for row in rows
             for each in row.candidates
         )
+
+    def chosen(self, kind: str) -> list[tuple[str, str]]:
+        """Pairs (left id, right id) that a person called the same thing and that both stand alone still."""
+        review, own, other = s.match_review.c, s.sighting.alias("own"), s.sighting.alias("other")
+
+        def is_alone(alias: Any, side: Any, id_: Any) -> Any:
+            return and_(
+                alias.c.pair == self.pair, alias.c.kind == kind, alias.c.side == side, alias.c.id == id_,
+                ~alias.c.is_linked,
+            )  # fmt: skip
+
+        other_side = case((review.side == Side.LEFT, str(Side.RIGHT)), else_=str(Side.LEFT))
+        with self._reading() as tx:
+            rows = tx.execute(
+                select(review.side, review.record_id, review.answered_with)
+                .join(own, is_alone(own, review.side, review.record_id))
+                .join(other, is_alone(other, other_side, review.answered_with))
+                .where(review.pair == self.pair, review.kind == kind, review.answer == "same")
+            ).all()
+        return [(r[1], r[2]) if r[0] == Side.LEFT else (r[2], r[1]) for r in rows]
 
     def make_link(self, kind: str, left_id: str, right_id: str, why: str, at: datetime) -> None:
         """Link two sighted records; their bases are empty, so all they hold is still to be merged.

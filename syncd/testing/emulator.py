@@ -177,6 +177,7 @@ class Emulator:
         )  # asyncio sets TCP_NODELAY by proto
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", port))
+        sock.listen(128)  # from here on nobody is refused, though the server is still starting
         self.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         started = threading.Event()
 
@@ -186,7 +187,9 @@ class Emulator:
         routes = [Route(path, self._endpoint(handler), methods=[method]) for method, path, handler in self.routes()]
         routes.append(Route("/{rest:path}", self._endpoint(lambda call, **_: self.not_found(call)), methods=_ALL))
         app = Starlette(routes=routes, lifespan=_lifespan(on_start))
-        config = uvicorn.Config(app, log_level="critical", access_log=False, timeout_keep_alive=300, lifespan="on")
+        config = uvicorn.Config(
+            app, log_level="critical", access_log=False, timeout_keep_alive=300, lifespan="on", date_header=False
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [sock]}, daemon=True)
         self._thread.start()

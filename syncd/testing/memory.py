@@ -351,7 +351,7 @@ class MemoryConnector:
             system._store(replace(record, is_deleted=True), by_person=False)
             return Outcome(write.key, Verdict.DONE)
         values = {**record.values, **{name: system.normalise(name, value) for name, value in write.values.items()}}
-        mark = write.counterpart if write.verb == "mark" else record.mark
+        mark = write.counterpart or record.mark
         return Outcome(
             write.key, Verdict.DONE, system._store(replace(record, values=values, mark=mark), by_person=False)
         )

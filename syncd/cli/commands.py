@@ -1,0 +1,513 @@
+"""Every command of ``syncd``. Results go to stdout, logs and progress to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from syncd import __version__
+
+if TYPE_CHECKING:
+    from syncd.config import PairConfig, TenantConfig
+    from syncd.wiring import Result, Service
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+PAIR = click.option("--pair", metavar="NAME", help="Only this pair of the tenant.")
+TENANT = click.argument("tenant")
+ANY_TENANT = click.argument("tenant", required=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="syncd")
+@click.option(
+    "--config", metavar="DIR", envvar="SYNCD_CONFIG", type=click.Path(path_type=Path),
+    help="Folder with one YAML file per tenant [default: config/tenants; env: SYNCD_CONFIG].",
+)  # fmt: skip
+@click.option("--log-level", default="warning", envvar="SYNCD_LOG_LEVEL", show_default=True,
+              type=click.Choice(["debug", "info", "warning", "error"]), help="How much to log on stderr.")  # fmt: skip
+@click.pass_context
+def cli(ctx: click.Context, config: Path | None, log_level: str) -> None:
+    """Keep Propstreet and a CRM saying the same thing, in both directions.
+
+    Start with:  syncd demo
+    Then:        syncd config check, syncd check TENANT --fix, syncd run TENANT
+
+    Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 done but something waits for a
+    person, 4 halted until a person says go.
+    """
+    from syncd.log import set_up
+
+    set_up(log_level, is_terminal=sys.stderr.isatty())
+    ctx.obj = config or Path("config/tenants")
+
+
+# --- running ------------------------------------------------------------------------------
+
+
+@cli.command()
+@TENANT
+@PAIR
+@JSON
+@click.pass_obj
+def run(folder: Path, tenant: str, pair: str | None, as_json: bool) -> None:
+    """Sync a tenant's pairs once, now: everything that changed since the last run.
+
+    The first run of a pair saves its plan and exits 4: look at it, then syncd apply PLAN.
+    """
+    from syncd.wiring import run_pair
+
+    with _service() as service:
+        results = [run_pair(service, t, p, "run") for t, p in _pairs(folder, tenant, pair)]
+        _report(service, results, as_json)
+
+
+@cli.command()
+@TENANT
+@PAIR
+@click.option("--dry-run", is_flag=True, help="Read everything, write nothing, save the plan.")
+@click.option("--only", metavar="KIND", multiple=True, help="Only this kind; may be repeated.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="At most N operations of each kind.")
+@JSON
+@click.pass_obj
+def backfill(
+    folder: Path, tenant: str, pair: str | None, dry_run: bool, only: tuple[str, ...], limit: int | None, as_json: bool
+) -> None:
+    """Sync everything from the beginning, once. Started again after a crash, it goes on where it was.
+
+    It is its own approval of a pair's first run; all other brakes hold.
+    """
+    from syncd.core.model import KINDS
+    from syncd.wiring import run_pair
+
+    if unknown := sorted(set(only) - set(KINDS)):
+        raise click.UsageError(f"unknown kind {unknown[0]!r}; the kinds are {', '.join(KINDS)}")
+    with _service() as service, _progress() as progress:
+        results = [
+            run_pair(
+                service, t, p, "plan" if dry_run else "backfill",
+                only=frozenset(only) or None, limit=limit, progress=progress,
+            )
+            for t, p in _pairs(folder, tenant, pair)
+        ]  # fmt: skip
+    with _service() as service:
+        if dry_run:
+            _show_plans(service, results, as_json)
+        else:
+            _report(service, results, as_json)
+
+
+@cli.command()
+@TENANT
+@PAIR
+@JSON
+@click.pass_obj
+def plan(folder: Path, tenant: str, pair: str | None, as_json: bool) -> None:
+    """Show what a run would do now, and save it. Makes reading calls only."""
+    from syncd.wiring import run_pair
+
+    with _service() as service:
+        results = [run_pair(service, t, p, "plan") for t, p in _pairs(folder, tenant, pair)]
+        _show_plans(service, results, as_json)
+
+
+@cli.command(name="apply")
+@click.argument("plan_id", metavar="PLAN")
+@JSON
+@click.pass_obj
+def apply_command(folder: Path, plan_id: str, as_json: bool) -> None:
+    """Carry out a saved plan: exactly what it shows, or nothing if a record moved since. It is the approval."""
+    from syncd.errors import NotFoundError
+    from syncd.state.journal import find_plan
+    from syncd.wiring import run_pair
+
+    with _service() as service:
+        row = find_plan(service.engine, plan_id)
+        if row.state not in ("open", "applying"):
+            raise NotFoundError(f"plan {row.id} is {row.state}; make a new one: syncd plan {row.pair.split('/')[0]}")
+        tenant, _, name = row.pair.partition("/")
+        ((t, p),) = _pairs(folder, tenant, name)
+        _report(service, [run_pair(service, t, p, "apply", plan_id=row.id)], as_json)
+
+
+@cli.command()
+@click.pass_obj
+def serve(folder: Path) -> None:
+    """Run every tenant's pairs on their schedule until stopped (SIGTERM finishes the batch in hand)."""
+    from syncd.scheduler import serve_forever
+
+    with _service() as service:
+        serve_forever(service, folder)
+
+
+@cli.command()
+@click.option("--once", is_flag=True, help="Sync to convergence, print the report, exit.")
+@JSON
+@click.option("--seed", default=7, show_default=True, help="Another seed, another portfolio.")
+def demo(once: bool, as_json: bool, seed: int) -> None:
+    """Try it without an account: emulated Propstreet, HubSpot and Salesforce, and the real daemon between them."""
+    from syncd.demo import run_demo
+
+    raise SystemExit(run_demo(is_once=once, as_json=as_json, seed=seed))
+
+
+# --- setting up ---------------------------------------------------------------------------
+
+
+@cli.command()
+@TENANT
+@PAIR
+@click.option("--fix", is_flag=True, help="Create missing fields, labels and external-id properties in the CRM.")
+@JSON
+@click.pass_obj
+def check(folder: Path, tenant: str, pair: str | None, fix: bool, as_json: bool) -> None:
+    """Compare both accounts with the tenant's file: credentials, fields, stages, labels."""
+    from syncd.wiring import check_pair
+
+    with _service() as service:
+        checked = [check_pair(service, t, p, is_fixing=fix) for t, p in _pairs(folder, tenant, pair)]
+    document = [
+        {
+            "tenant": each.tenant,
+            "pair": each.pair,
+            "accounts": dict(each.account),
+            "findings": [
+                {
+                    "connection": name,
+                    "code": finding.code,
+                    "thing": finding.thing,
+                    "fix": finding.fix,
+                    "required": finding.is_required,
+                    "fixable": finding.is_fixable,
+                }
+                for name, finding in each.findings
+            ],
+        }
+        for each in checked
+    ]
+    if as_json:
+        _print_json(document)
+    else:
+        for each in checked:
+            accounts = ", ".join(f"{name} account {id_}" for name, id_ in each.account.items())
+            click.echo(f"{each.tenant}/{each.pair}   {accounts}")
+            for name, finding in each.findings:
+                need = "missing " if finding.is_required else "optional"
+                click.echo(f"  {need}  {name}: {finding.thing}. {finding.fix}")
+            if not each.findings:
+                click.echo("  everything that this pair needs is there")
+    if any(finding.is_required for each in checked for _, finding in each.findings):
+        raise SystemExit(3 if fix else 2)
+
+
+@cli.command()
+def migrate() -> None:
+    """Bring the database to this release's tables."""
+    from syncd.state.migrate import upgrade
+    from syncd.wiring import open_service
+
+    service = open_service(is_migrating=True)
+    click.echo(f"the database is at revision {upgrade(service.engine)}")
+    service.close()
+
+
+@cli.group()
+def config() -> None:
+    """Check the tenants' files, or print their JSON Schema for an editor."""
+
+
+@config.command(name="check")
+@JSON
+@click.pass_obj
+def config_check(folder: Path, as_json: bool) -> None:
+    """Read every tenant's file and say what is wrong, where, and how to put it right. Calls nobody."""
+    from syncd.config import load, missing_secrets
+
+    found = load(folder)
+    problems = [*found.problems, *(problem for tenant in found.tenants for problem in missing_secrets(tenant))]
+    if as_json:
+        _print_json(
+            {
+                "tenants": [{"tenant": t.tenant, "pairs": [p.name for p in t.pairs]} for t in found.tenants],
+                "problems": [
+                    {"file": str(p.file), "path": p.path, "message": p.message, "fix": p.fix} for p in problems
+                ],
+            }
+        )
+    else:
+        for tenant in found.tenants:
+            click.echo(f"{tenant.tenant}   {', '.join(f'{p.name} ({p.connector})' for p in tenant.pairs)}")
+        for problem in problems:
+            click.echo(str(problem), err=True)
+    if problems:
+        raise SystemExit(2)
+
+
+@config.command(name="schema")
+def config_schema() -> None:
+    """Print the JSON Schema of a tenant's file."""
+    from syncd.config import json_schema
+
+    _print_json(json_schema())
+
+
+# --- looking ------------------------------------------------------------------------------
+
+
+@cli.command()
+@ANY_TENANT
+@PAIR
+@click.option("--excluded", is_flag=True, help="List what is left out on purpose, with the reasons.")
+@JSON
+def status(tenant: str | None, pair: str | None, excluded: bool, as_json: bool) -> None:
+    """What is in step, what waits, what halted, and when each pair last ran."""
+    from syncd.state import desk
+
+    with _service() as service:
+        scope = desk.Scope(tenant, pair)
+        if excluded:
+            _list(desk.excluded(service.engine, scope), as_json, ("kind", "propstreet", "crm", "reason"))
+            return
+        found = desk.status(service.engine, scope)
+        if as_json:
+            _print_json(found)
+            return
+        for each in found:
+            _print_status(each)
+        if not found:
+            click.echo("nothing has run yet; start with: syncd run TENANT")
+
+
+@cli.command()
+@ANY_TENANT
+@PAIR
+@click.option("--open", "only_open", is_flag=True, help="Only those that wait for a person.")
+@JSON
+def conflicts(tenant: str | None, pair: str | None, only_open: bool, as_json: bool) -> None:
+    """Fields that both sides moved apart: both values, who decided, and the value that lost."""
+    from syncd.state import desk
+
+    with _service() as service:
+        rows = desk.conflicts(service.engine, desk.Scope(tenant, pair), only_open=only_open)
+        _list(rows, as_json, ("id", "kind", "propstreet", "crm", "field", "propstreet_value", "crm_value", "decided"))
+
+
+@cli.command()
+@ANY_TENANT
+@PAIR
+@JSON
+def reviews(tenant: str | None, pair: str | None, as_json: bool) -> None:
+    """Records whose counterpart a person must name, with the candidates."""
+    from syncd.state import desk
+
+    with _service() as service:
+        _list(desk.reviews(service.engine, desk.Scope(tenant, pair)), as_json,
+              ("id", "kind", "propstreet", "crm", "candidates"))  # fmt: skip
+
+
+@cli.command(name="dead-letters")
+@ANY_TENANT
+@PAIR
+@JSON
+def dead_letters(tenant: str | None, pair: str | None, as_json: bool) -> None:
+    """Changes that a system refused for good, with the reason."""
+    from syncd.state import desk
+
+    with _service() as service:
+        _list(desk.dead_letters(service.engine, desk.Scope(tenant, pair)), as_json,
+              ("id", "kind", "propstreet", "crm", "reason"))  # fmt: skip
+
+
+# --- deciding -----------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("item", metavar="ID")
+@click.argument("answer", type=click.Choice(["propstreet", "crm", "same", "never", "create"]))
+@click.argument("candidate", required=False)
+def resolve(item: str, answer: str, candidate: str | None) -> None:
+    """Settle a conflict (ID like c12: propstreet or crm) or a review (ID like r3: same CANDIDATE, never, create).
+
+    The answer is carried out by the next run.
+    """
+    from syncd.core.model import Side
+    from syncd.state import desk
+
+    with _service() as service:
+        if answer in ("propstreet", "crm"):
+            desk.settle_conflict(
+                service.engine, item, Side.LEFT if answer == "propstreet" else Side.RIGHT, service.now()
+            )
+        else:
+            if answer == "same" and candidate is None:
+                raise click.UsageError("same needs the candidate's id: syncd resolve r3 same 4711")
+            desk.answer_review(service.engine, item, answer, candidate, service.now())
+    click.echo(f"{item}: {answer}; the next run carries it out")
+
+
+@cli.command()
+@TENANT
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@PAIR
+def retry(tenant: str, ids: tuple[str, ...], pair: str | None) -> None:
+    """Give dead letters another try with the next run: the named ones, or all of the tenant."""
+    from syncd.state import desk
+
+    with _service() as service:
+        count = desk.retry(service.engine, desk.Scope(tenant, pair), ids)
+    click.echo(f"{count} will be tried again by the next run")
+
+
+@cli.command()
+@TENANT
+@PAIR
+@click.pass_obj
+def resume(folder: Path, tenant: str, pair: str | None) -> None:
+    """Let halted or paused pairs go on; for a first run, this is the approval."""
+    from syncd.state import pairs
+
+    with _service() as service:
+        for t, p in _pairs(folder, tenant, pair):
+            pairs.approve(service.engine, f"{t.tenant}/{p.name}", service.now())
+            pairs.pause(service.engine, f"{t.tenant}/{p.name}", None)
+            click.echo(f"{t.tenant}/{p.name}: goes on with the next run")
+
+
+@cli.command()
+@TENANT
+@PAIR
+@click.pass_obj
+def pause(folder: Path, tenant: str, pair: str | None) -> None:
+    """Keep pairs from running on their schedule; nothing is lost, they catch up after syncd resume."""
+    from syncd.state import pairs
+
+    with _service() as service:
+        for t, p in _pairs(folder, tenant, pair):
+            pairs.pause(service.engine, f"{t.tenant}/{p.name}", service.now())
+            click.echo(f"{t.tenant}/{p.name}: paused")
+
+
+# --- shared -------------------------------------------------------------------------------
+
+
+@contextmanager
+def _service() -> Iterator[Service]:
+    from syncd.wiring import open_service
+
+    service = open_service()
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+def _pairs(folder: Path, tenant: str, pair: str | None) -> list[tuple[TenantConfig, PairConfig]]:
+    """The pairs that the arguments name. Raises ConfigError for a tenant or pair that no usable file names."""
+    from syncd.config import load
+    from syncd.errors import ConfigError
+
+    found = load(folder)
+    for problem in found.problems:
+        click.echo(f"syncd: {problem}", err=True)
+    mine = [each for each in found.tenants if each.tenant == tenant]
+    if not mine:
+        known = ", ".join(sorted(each.tenant for each in found.tenants)) or "none"
+        raise ConfigError(f"no usable file in {folder} is of a tenant {tenant!r}; those there are: {known}")
+    chosen = [(mine[0], each) for each in mine[0].pairs if pair is None or each.name == pair]
+    if not chosen:
+        raise ConfigError(f"{tenant} has no pair {pair!r}; it has {', '.join(p.name for p in mine[0].pairs)}")
+    return chosen
+
+
+def _report(service: Service, results: Sequence[Result], as_json: bool) -> None:
+    """Print how runs ended and exit with the code that says it."""
+    from syncd.report import as_document, print_result
+    from syncd.state import desk
+
+    if as_json:
+        _print_json([as_document(result) for result in results])
+    else:
+        for result in results:
+            print_result(result)
+    waits = any(desk.waiting(service.engine, desk.Scope(r.tenant, r.pair)) for r in results)
+    raise SystemExit(_exit_code(results, waits=waits))
+
+
+def _exit_code(results: Iterable[Result], *, waits: bool) -> int:
+    results = list(results)
+    if any(result.is_config for result in results):
+        return 2
+    if any(result.state == "halted" for result in results):
+        return 4
+    if any(result.state != "done" for result in results):
+        return 1
+    return 3 if waits else 0
+
+
+def _show_plans(service: Service, results: Sequence[Result], as_json: bool) -> None:
+    from syncd.report import plan_document, print_plan
+
+    documents = [plan_document(service.engine, result) for result in results]
+    if as_json:
+        _print_json(documents[0] if len(documents) == 1 else documents)
+    else:
+        for result, document in zip(results, documents, strict=True):
+            print_plan(result, document)
+    if failed := [result for result in results if result.state != "done"]:
+        raise SystemExit(_exit_code(failed, waits=False))
+
+
+def _print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, sort_keys=False))
+
+
+def _list(rows: Iterable[dict[str, Any]], as_json: bool, columns: Sequence[str]) -> None:
+    """A list of objects as JSON, streamed, or as a table."""
+    if as_json:
+        click.echo("[", nl=False)
+        for number, row in enumerate(rows):
+            click.echo(("," if number else "") + "\n  " + json.dumps(row, ensure_ascii=False), nl=False)
+        click.echo("\n]")
+        return
+    from syncd.report import print_table
+
+    print_table(rows, columns)
+
+
+def _print_status(each: dict[str, Any]) -> None:
+    from syncd.report import print_status
+
+    print_status(each)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, str, int], None]]:
+    """A progress bar on a terminal, silence elsewhere."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield lambda stage, kind, count: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<24}"),
+        TextColumn("{task.completed:>9,.0f}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[tuple[str, str], Any] = {}
+
+        def advance(stage: str, kind: str, count: int) -> None:
+            key = (stage, kind)
+            if key not in tasks:
+                tasks[key] = bar.add_task(f"{stage} {kind}", total=None)
+            bar.advance(tasks[key], count)
+
+        yield advance

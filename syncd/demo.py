@@ -1,0 +1,285 @@
+"""The whole thing on one machine: emulated vendors, a believable portfolio, the real daemon between them.
+
+Nothing in here is special-cased: the emulators are HTTP servers that speak the vendors' wire
+formats, the tenants' files are written to a folder and read like any others, and the runs are
+those of ``syncd run``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+import click
+import yaml
+from sqlalchemy import select
+
+from syncd.config import PairConfig, TenantConfig, load
+from syncd.core.mapping import show, thaw
+from syncd.core.model import KINDS, Side
+from syncd.errors import ConfigError, SyncdError
+from syncd.report import print_result
+from syncd.scheduler import Schedule
+from syncd.state import desk, embedded, migrate
+from syncd.state import schema as s
+from syncd.testing import portfolio
+from syncd.wiring import PROPSTREET, Result, Service, check_pair, database, run_pair
+
+#: Tenant -> the connectors of its pairs.
+TENANTS: Mapping[str, tuple[str, ...]] = {
+    "nordhaus": ("hubspot",),
+    "granit": ("salesforce",),
+    "vinga": ("hubspot", "salesforce"),
+}
+MOST_RUNS = 6
+EDIT_SECONDS = 20
+SYNC_SECONDS = 5
+
+
+class Emulated(portfolio.Seeded, Protocol):
+    """An emulator as the demo uses it; see ``syncd.testing.emulator.Emulator``."""
+
+    auth: Mapping[str, str]
+
+    def start(self, port: int = 0) -> str: ...
+
+    def stop(self) -> None: ...
+
+
+@dataclass(slots=True)
+class World:
+    """The running emulators by tenant and connector, and the folder with the tenants' files."""
+
+    folder: Path
+    emulators: dict[tuple[str, str], Emulated] = field(default_factory=dict)
+
+    def close(self) -> None:
+        for emulator in self.emulators.values():
+            emulator.stop()
+
+
+def run_demo(*, is_once: bool, as_json: bool, seed: int) -> int:
+    """Run the demo; with ``is_once`` sync to convergence and return the exit code, else stay until interrupted."""
+    say: Callable[[str], None] = (lambda text: click.echo(text, err=True)) if as_json else click.echo
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="syncd-demo-", ignore_cleanup_errors=True)))
+        say("Starting PostgreSQL and the emulated vendors ...")
+        service = Service(database(embedded.start(home)))
+        stack.callback(service.close)
+        migrate.upgrade(service.engine)
+        world = _build(service, home / "tenants", seed)
+        stack.callback(world.close)
+        pairs = [(tenant, pair) for tenant in load(world.folder).tenants for pair in tenant.pairs]
+        say(f"Syncing {len(pairs)} pairs of {len(TENANTS)} tenants for the first time ...")
+        report = _converge(service, pairs, None if as_json else print_result)
+        if as_json:
+            click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        else:
+            _print_report(report)
+        if not is_once:
+            _stay(service, world, seed, say)
+        return 0 if report["in_step"] else 1
+
+
+def emulator_of(connector: str) -> type[Any]:
+    """The emulator that a connector brings. Raises ConfigError."""
+    for entry in entry_points(group="syncd.emulators"):
+        if entry.name == connector:
+            found: type[Any] = entry.load()
+            return found
+    raise ConfigError(f"the connector {connector!r} brings no emulator")
+
+
+def _build(service: Service, folder: Path, seed: int) -> World:
+    """Start and seed each tenant's systems, and write the tenants' files that reach them."""
+    folder.mkdir(parents=True)
+    world = World(folder)
+    for number, (tenant, connectors) in enumerate(TENANTS.items()):
+        stuff = portfolio.make(seed + number, now=service.now())
+        document: dict[str, Any] = {"tenant": tenant, "pairs": []}
+        refs: dict[str, Mapping[int, str]] = {}
+        for connector in (*connectors, PROPSTREET):
+            emulator = emulator_of(connector)(now=service.now)
+            url = emulator.start()
+            refs[connector] = emulator.seed(stuff, dict(refs))
+            world.emulators[tenant, connector] = emulator
+            connection = {"base_url": url, "auth": _secrets(folder, tenant, connector, emulator.auth)}
+            if connector == PROPSTREET:
+                document[PROPSTREET] = connection
+            else:
+                login = {"login_url": emulator.login_url} if hasattr(emulator, "login_url") else {}
+                document["pairs"].append(
+                    {
+                        "connector": connector, **connection, **login, "every": f"{SYNC_SECONDS}s",
+                        "share_of_quota": 1.0,
+                        "kinds": {"deal_contact": {"deletes": {"to_propstreet": "archive", "to_crm": "archive"}}},
+                    }
+                )  # fmt: skip
+        (folder / f"{tenant}.yaml").write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    return world
+
+
+def _secrets(folder: Path, tenant: str, connector: str, auth: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Secrets go into files of their own, here as everywhere."""
+    found = {}
+    for name, secret in auth.items():
+        file = folder.parent / f"{tenant}-{connector}-{name}"
+        file.write_text(secret)
+        file.chmod(0o600)
+        found[name] = {"file": str(file)}
+    return found
+
+
+# --- to convergence -----------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Sum:
+    """What all runs of one pair did together."""
+
+    created: Counter[tuple[str, Side]] = field(default_factory=Counter)
+    updated: Counter[tuple[str, Side]] = field(default_factory=Counter)
+    deleted: Counter[tuple[str, Side]] = field(default_factory=Counter)
+    made: Counter[str] = field(default_factory=Counter)
+    least: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, result: Result) -> None:
+        self.created += result.report.created
+        self.updated += result.report.updated
+        self.deleted += result.report.deleted
+        self.made.update(result.made)
+        self.least.update(result.least)
+        if result.state != "done":
+            self.problems.append(f"{result.tenant}/{result.pair} {result.state}: {result.message}")
+
+
+def _converge(
+    service: Service, pairs: list[tuple[TenantConfig, PairConfig]], show_result: Callable[[Result], None] | None
+) -> dict[str, Any]:
+    """Backfill every pair, run until none has anything to do, then run each once more and count."""
+    sums = {(tenant.tenant, pair.name): _Sum() for tenant, pair in pairs}
+    for tenant, pair in pairs:
+        check_pair(service, tenant, pair, is_fixing=True)
+        result = run_pair(service, tenant, pair, "backfill")
+        sums[tenant.tenant, pair.name].add(result)
+        if show_result is not None:
+            show_result(result)
+    for _ in range(MOST_RUNS):
+        is_quiet = True
+        for tenant, pair in pairs:
+            result = run_pair(service, tenant, pair, "run")
+            is_quiet &= result.write_calls == 0
+            if result.write_calls or result.state != "done":
+                sums[tenant.tenant, pair.name].add(result)
+        if is_quiet:
+            break
+    second = {(t.tenant, p.name): run_pair(service, t, p, "run") for t, p in pairs}
+    documents = [_document(service, t, p, sums[t.tenant, p.name], second[t.tenant, p.name]) for t, p in pairs]
+    for each in sums.values():
+        for problem in each.problems:
+            click.echo(problem, err=True)
+    in_step = all(
+        d["second_run"] == {"operations": 0, "write_calls": 0} and second[d["tenant"], d["pair"]].state == "done"
+        for d in documents
+    )
+    return {"pairs": documents, "in_step": in_step}
+
+
+def _document(service: Service, tenant: TenantConfig, pair: PairConfig, total: _Sum, second: Result) -> dict[str, Any]:
+    def split(counter: Counter[tuple[str, Side]], kind: str) -> dict[str, int]:
+        return {"propstreet": counter[kind, Side.LEFT], "crm": counter[kind, Side.RIGHT]}
+
+    with service.engine.connect() as tx:
+        standing = desk.census(tx, f"{tenant.tenant}/{pair.name}")
+    nothing = {"linked": 0, "conflicts": 0, "in_review": 0, "excluded": 0, "dead_letters": 0}
+    kinds = {}
+    for kind in KINDS:
+        counts = standing.get(kind, nothing)
+        kinds[kind] = {
+            "linked": counts["linked"],
+            "created": split(total.created, kind),
+            "updated": split(total.updated, kind),
+            "deleted": split(total.deleted, kind),
+            "conflicts": counts["conflicts"],
+            "in_review": counts["in_review"],
+            "excluded": counts["excluded"],
+            "dead_letters": counts["dead_letters"],
+        }
+    return {
+        "tenant": tenant.tenant,
+        "pair": pair.name,
+        "connector": pair.connector,
+        "kinds": kinds,
+        "api_calls": {side: {"made": total.made[side], "least": total.least[side]} for side in ("propstreet", "crm")},
+        "second_run": {"operations": second.report.operations, "write_calls": second.write_calls},
+    }
+
+
+def _print_report(report: Mapping[str, Any]) -> None:
+    click.echo()
+    for pair in report["pairs"]:
+        click.echo(f"{pair['tenant']}   propstreet <> {pair['pair']}")
+        click.echo(f"  {'':<14}{'linked':>8}{'created':>10}{'updated':>10}{'review':>9}{'excluded':>10}{'dead':>7}")
+        for kind, counts in pair["kinds"].items():
+            created, updated = sum(counts["created"].values()), sum(counts["updated"].values())
+            click.echo(
+                f"  {kind:<14}{counts['linked']:>8,}{created:>10,}{updated:>10,}{counts['in_review']:>9,}"
+                f"{counts['excluded']:>10,}{counts['dead_letters']:>7,}"
+            )
+        calls = ", ".join(f"{name} {c['made']} (least {c['least']})" for name, c in pair["api_calls"].items())
+        click.echo(f"  calls: {calls}; a second run made {pair['second_run']['write_calls']} writes\n")
+    click.echo("Both sides are in step." if report["in_step"] else "NOT in step; see the messages above.")
+
+
+# --- staying ------------------------------------------------------------------------------
+
+
+def _stay(service: Service, world: World, seed: int, say: Callable[[str], None]) -> None:
+    """Keep syncing while people edit, and say what travelled, until interrupted."""
+    random = Random(seed)  # noqa: S311 - edits in a demo
+    schedule = Schedule(service, world.folder)
+    schedule.start()
+    say(f"\nNow the daemon keeps running, and somebody edits every {EDIT_SECONDS} s. Stop it with Ctrl-C.\n")
+    systems = sorted(world.emulators)
+    last = _latest_change(service)
+    try:
+        for second in range(sys.maxsize):
+            if second % EDIT_SECONDS == 0:
+                tenant, connector = random.choice(systems)
+                say(f"edit      {tenant:<10} {connector:<11} {world.emulators[tenant, connector].tinker(random)}")
+            service.sleep(1)
+            last = _say_changes(service, last, say)
+    except KeyboardInterrupt:
+        say("\nStopping ...")
+    except SyncdError as exc:
+        say(str(exc))
+    finally:
+        schedule.stop()
+
+
+def _latest_change(service: Service) -> int:
+    with service.engine.connect() as tx:
+        return tx.execute(select(s.change_log.c.id).order_by(s.change_log.c.id.desc()).limit(1)).scalar() or 0
+
+
+def _say_changes(service: Service, after: int, say: Callable[[str], None]) -> int:
+    query = select(s.change_log).where(s.change_log.c.id > after).order_by(s.change_log.c.id)
+    with service.engine.connect() as tx:
+        for row in tx.execute(query):
+            after = row.id
+            tenant, _, pair = row.pair.partition("/")
+            to = "propstreet" if row.side == Side.LEFT else pair
+            values = thaw({"old": row.old, "new": row.new})
+            told = f"{row.field}: {show(values['old'])!r} -> {show(values['new'])!r}" if row.field else ""
+            say(f"travelled {tenant:<10} to {to:<11} {row.verb} {row.kind} {told}  ({row.rule})")
+    return after

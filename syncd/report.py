@@ -1,0 +1,155 @@
+"""How results look to a person, and the documents behind ``--json``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+from sqlalchemy import Engine
+
+from syncd.core.model import KINDS, Side
+from syncd.state.journal import describe, find_plan, read_entries
+from syncd.wiring import Result
+
+_SIDES = {Side.LEFT: "propstreet", Side.RIGHT: "crm"}
+
+
+def as_document(result: Result) -> dict[str, Any]:
+    """One run as JSON."""
+    return {
+        "tenant": result.tenant,
+        "pair": result.pair,
+        "connector": result.connector,
+        "state": result.state,
+        "plan": result.plan_id,
+        "message": result.message,
+        **result.report.as_json(),
+        "api_calls": {
+            name: {"made": made, "least": result.least.get(name)} for name, made in sorted(result.made.items())
+        },
+        "write_calls": result.write_calls,
+    }
+
+
+def print_result(result: Result) -> None:
+    """One run as a few lines."""
+    click.echo(f"{result.tenant}   propstreet <> {result.pair}   {result.state}")
+    report = result.report
+    for verb, counter in (("created", report.created), ("updated", report.updated), ("deleted", report.deleted)):
+        for kind in KINDS:
+            for side in Side:
+                if count := counter[kind, side]:
+                    where = _SIDES[side] if side is Side.LEFT else result.pair
+                    click.echo(f"  {verb:<10}{where} {kind:<14}{count:>8,}")
+    for name, counts in (("linked", report.linked), ("conflict", report.conflicts), ("refused", report.rejected)):
+        for kind, count in sorted(counts.items()):
+            if count:
+                click.echo(f"  {name:<10}{kind:<25}{count:>8,}")
+    if result.state == "done" and not report.operations:
+        click.echo("  nothing to do; both sides are in step")
+    calls = ", ".join(f"{made} to {name}" for name, made in sorted(result.made.items()) if made)
+    if calls:
+        click.echo(f"  calls     {calls}")
+    if result.message:
+        click.echo(f"  {result.message}")
+    if result.state == "halted" and result.plan_id is not None:
+        click.echo(f"  Look at it:  syncd status {result.tenant}\n  Let it go:   syncd apply {result.plan_id}")
+
+
+def plan_document(engine: Engine, result: Result) -> dict[str, Any]:
+    """A saved plan as JSON; an empty one if there was nothing to do."""
+    if result.plan_id is None:
+        return {"plan": None, "hash": None, "tenant": result.tenant, "pair": result.pair, "operations": []}
+    row = find_plan(engine, result.plan_id)
+    return {
+        "plan": row.id,
+        "hash": row.hash,
+        "tenant": result.tenant,
+        "pair": result.pair,
+        "operations": [describe(entry) for entry in read_entries(engine, row.id)],
+    }
+
+
+def print_plan(result: Result, document: Mapping[str, Any]) -> None:
+    """A plan as a person reads it: how many of what, and which fields."""
+    click.echo(f"{result.tenant}   propstreet <> {result.pair}")
+    if result.message:
+        click.echo(f"  {result.message}")
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for operation in document["operations"]:
+        groups.setdefault((operation["verb"], operation["side"], operation["kind"]), []).append(operation)
+    for (verb, side, kind), operations in groups.items():
+        where = side if side == "propstreet" else result.pair
+        fields: dict[str, int] = {}
+        if verb == "update":
+            for operation in operations:
+                for name in operation["fields"]:
+                    fields[name] = fields.get(name, 0) + 1
+        told = ", ".join(f"{name} {count}" for name, count in sorted(fields.items(), key=lambda item: -item[1])[:6])
+        click.echo(f"  {verb:<9} {where} {kind:<16}{len(operations):>7,}    {told}".rstrip())
+    if not groups:
+        if result.state == "done":
+            click.echo("  nothing to do; both sides are in step")
+        return
+    click.echo(f"Nothing was written. Run it with: syncd apply {document['plan']}")
+
+
+def print_status(each: Mapping[str, Any]) -> None:
+    """One pair's standing."""
+    click.echo(f"{each['tenant']}   propstreet <> {each['pair']}   {each['state']}")
+    for kind in KINDS:
+        counts = each["kinds"].get(kind)
+        if counts is None:
+            continue
+        rest = "".join(
+            f"   {counts[name]:,} {label}"
+            for name, label in (
+                ("conflicts", "in conflict"),
+                ("in_review", "in review"),
+                ("excluded", "excluded"),
+                ("dead_letters", "dead letters"),
+            )
+            if counts[name]
+        )
+        click.echo(f"  {kind:<14}{counts['linked']:>9,} linked{rest}")
+    if each["halted"]:
+        click.echo(f"  halted: {each['halted']}")
+        click.echo(
+            f"  go on with: syncd apply {each['plan']}"
+            if each["plan"]
+            else f"  go on with: syncd resume {each['tenant']}"
+        )
+    last = each["last_run"]
+    if last is not None:
+        click.echo(
+            f"  last run   {last['started_at'][:19]}Z {last['reason']} {last['state']}  {last['message']}".rstrip()
+        )
+
+
+def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Rows under a heading; wide cells are cut."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("tenant", "pair", *columns):
+        table.add_column(name.replace("_", " "), overflow="fold")
+    empty = True
+    for row in rows:
+        empty = False
+        table.add_row(*(_cell(row.get(name)) for name in ("tenant", "pair", *columns)))
+    if empty:
+        click.echo("none")
+        return
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "; ".join(f"{each['id']} ({', '.join(each.get('reasons', []))})" for each in value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

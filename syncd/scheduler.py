@@ -1,0 +1,108 @@
+"""When a pair is due. APScheduler lives here only.
+
+Every pair has one job that runs at its own interval, never twice at once; the lease keeps other
+processes off. Tenants' files are read again every minute: a new one starts, a removed one stops,
+a broken one leaves its last good version running and is reported once.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+import structlog
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from syncd.config import PairConfig, TenantConfig, load
+from syncd.errors import ConfigError, SyncdError
+from syncd.state import pairs
+from syncd.wiring import Service, run_pair
+
+RELOAD_SECONDS = 60
+WORKERS = 8
+
+
+class Schedule:
+    """The jobs of one process, kept in line with the tenants' files."""
+
+    def __init__(self, service: Service, folder: Path):
+        self._service = service
+        self._folder = folder
+        self._log = structlog.get_logger()
+        self._jobs: dict[str, str] = {}
+        self._reported: frozenset[str] = frozenset()
+        self.scheduler = BackgroundScheduler(
+            executors={"default": ThreadPoolExecutor(WORKERS)},
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+            timezone="UTC",
+        )
+
+    def start(self) -> None:
+        """Start the jobs. Raises ConfigError if no tenant's file is usable."""
+        if not self.reload():
+            raise ConfigError(f"no usable tenant in {self._folder}; run: syncd config check")
+        self.scheduler.add_job(self.reload, "interval", seconds=RELOAD_SECONDS, id="reload")
+        self.scheduler.start()
+
+    def reload(self) -> int:
+        """Bring the jobs in line with the files; returns how many there are."""
+        found = load(self._folder)
+        broken = {str(problem.file) for problem in found.problems}
+        if fresh := frozenset(map(str, found.problems)) - self._reported:
+            for problem in sorted(fresh):
+                self._log.error("config.refused", problem=problem)
+        self._reported = frozenset(map(str, found.problems))
+        wanted: dict[str, tuple[TenantConfig, PairConfig]] = {
+            f"{tenant.tenant}/{pair.name}": (tenant, pair)
+            for tenant in found.tenants
+            if tenant.enabled
+            for pair in tenant.pairs
+        }
+        for job_id in set(self._jobs) - set(wanted):
+            if not broken:
+                self.scheduler.remove_job(job_id)
+                del self._jobs[job_id]
+                self._log.info("pair.unscheduled", pair=job_id)
+        for job_id, (tenant, pair) in wanted.items():
+            fingerprint = f"{tenant.fingerprint(pair)} {pair.every}"
+            if self._jobs.get(job_id) == fingerprint:
+                continue
+            seconds = pair.every.total_seconds()
+            self.scheduler.add_job(
+                self._run, "interval", seconds=seconds, jitter=max(1, int(seconds / 10)), id=job_id,
+                args=[tenant, pair], replace_existing=True, next_run_time=self._service.now(),
+            )  # fmt: skip
+            self._jobs[job_id] = fingerprint
+            self._log.info("pair.scheduled", pair=job_id, every_seconds=seconds)
+        return len(self._jobs)
+
+    def _run(self, tenant: TenantConfig, pair: PairConfig) -> None:
+        """One tick: what one pair meets never reaches another."""
+        try:
+            if not self._is_paused(f"{tenant.tenant}/{pair.name}"):
+                run_pair(self._service, tenant, pair, "run", is_sweep=False, visits=pair.visits)
+        except SyncdError as exc:
+            self._log.error("run.failed", tenant=tenant.tenant, pair=pair.name, problem=str(exc))
+
+    def _is_paused(self, pair_id: str) -> bool:
+        try:
+            return pairs.find(self._service.engine, pair_id).paused_at is not None
+        except SyncdError:
+            return False  # not registered before its first run
+
+    def stop(self) -> None:
+        """Start nothing more, wait for the runs in hand."""
+        self.scheduler.shutdown(wait=True)
+
+
+def serve_forever(service: Service, folder: Path) -> None:
+    """Run every pair on its schedule until SIGTERM or SIGINT."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    schedule = Schedule(service, folder)
+    schedule.start()
+    stopping.wait()
+    schedule.stop()

@@ -1,0 +1,438 @@
+"""Builds the objects and hands them to each other; the only place that takes real time, chance and ids.
+
+A ``Service`` is the process: database, clock, log. ``run_pair`` is one run of one pair from the
+lease to the line in the log, whatever happens in between.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import platformdirs
+import structlog
+from sqlalchemy import Engine, create_engine
+
+from syncd.config import PairConfig, TenantConfig
+from syncd.connector import (
+    ConnectionSettings,
+    Connector,
+    FieldChoice,
+    Finding,
+    KindChoice,
+    Secret,
+    load,
+)
+from syncd.core.model import Side
+from syncd.engine.context import Context, PairRules, Report, System
+from syncd.engine.retry import Courier, Patience
+from syncd.engine.run import Order, Reason, execute, execute_plan
+from syncd.errors import ConfigError, HaltedError, LeaseLostError, RateLimitedError, SyncdError
+from syncd.state import embedded, lease, migrate, pairs
+from syncd.state.journal import Journal
+from syncd.state.store import Store
+
+PROPSTREET = "propstreet"
+#: A connection's account and set-up are checked again after this long.
+PREFLIGHT_SECONDS = 3_600.0
+
+Progress = Callable[[str, str, int], None]
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex  # noqa: TID251 - the one place that makes ids
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)  # noqa: TID251 - the one place that reads the clock
+
+
+@dataclass(slots=True)
+class Service:
+    """One process of syncd: its database, and time, chance and ids as everything below receives them."""
+
+    engine: Engine
+    now: Callable[[], datetime] = _now
+    sleep: Callable[[float], None] = time.sleep  # noqa: TID251 - the one place that sleeps
+    random: Random = field(default_factory=Random)
+    new_id: Callable[[], str] = _new_id
+    holder: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    _opened: dict[tuple[str, str, bool], _Opened] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        for opened in self._opened.values():
+            opened.close()
+        self._opened.clear()
+        self.engine.dispose()
+
+
+def data_dir() -> Path:
+    """Where the embedded database and other local state live."""
+    if configured := os.environ.get("SYNCD_DATA_DIR"):
+        return Path(configured)
+    return Path(platformdirs.user_data_dir("syncd", appauthor=False))
+
+
+def open_service(*, is_migrating: bool = False) -> Service:
+    """Connect to ``SYNCD_DATABASE_URL``, or start the embedded database, which is migrated by itself.
+
+    Raises ConfigError if the database is down or lacks migrations.
+    """
+    url = os.environ.get("SYNCD_DATABASE_URL")
+    engine = database(url or embedded.start(data_dir()))
+    if url is None and not is_migrating:
+        migrate.upgrade(engine)
+    if not is_migrating:
+        migrate.require_current(engine)
+    return Service(engine)
+
+
+def database(url: str) -> Engine:
+    """An engine for a PostgreSQL URL in any of its usual spellings."""
+    for prefix in ("postgres://", "postgresql://"):
+        if url.startswith(prefix):
+            url = "postgresql+psycopg://" + url.removeprefix(prefix)
+    if not url.startswith("postgresql+psycopg://"):
+        raise ConfigError("SYNCD_DATABASE_URL must be a PostgreSQL URL: postgresql://USER:PASSWORD@HOST/DATABASE")
+    return create_engine(url, pool_pre_ping=True, pool_size=10, connect_args={"connect_timeout": 10})
+
+
+# --- one pair -----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Opened:
+    """The two connectors of a pair, kept open between runs, and when they were last checked."""
+
+    connectors: Mapping[Side, Connector]
+    couriers: Mapping[Side, Courier]
+    fingerprint: str
+    checked_at: datetime | None = None
+
+    def close(self) -> None:
+        for connector in self.connectors.values():
+            connector.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How one run ended. ``state`` is done, halted, failed, busy or resting."""
+
+    tenant: str
+    pair: str
+    connector: str
+    state: str
+    report: Report
+    plan_id: str | None = None
+    message: str = ""
+    made: Mapping[str, int] = field(default_factory=dict)
+    least: Mapping[str, int] = field(default_factory=dict)
+    write_calls: int = 0
+    is_config: bool = False
+
+
+def settings_of(tenant: TenantConfig, pair: PairConfig, side: Side) -> ConnectionSettings:
+    """What a connector is told of a tenant's file."""
+    source = tenant.propstreet if side is Side.LEFT else pair
+    kinds = {}
+    for kind, config in pair.kinds.items():
+        watch = sorted(config.watched())
+        kinds[kind] = KindChoice(
+            fields={
+                name: FieldChoice(choice.crm_field if side is Side.RIGHT else None, dict(choice.values or {}))
+                for name, choice in config.fields.items()
+            },
+            watch=tuple(watch) if side is Side.RIGHT else (),
+            pipeline=config.pipeline,
+            stages={stage: tuple(named) for stage, named in config.stages.items()} if config.stages else None,
+            labels=dict(config.labels) if config.labels else None,
+            defaults=dict(config.defaults),
+        )
+    return ConnectionSettings(
+        name=f"{tenant.tenant}/{PROPSTREET if side is Side.LEFT else pair.name}",
+        base_url=source.base_url,
+        login_url=source.login_url,
+        auth={name: Secret(ref.read) for name, ref in source.auth.items()},
+        namespace=pair.namespace,
+        kinds=kinds,
+        options=dict(source.options),
+    )
+
+
+def _open(service: Service, tenant: TenantConfig, pair: PairConfig, *, is_dry: bool) -> _Opened:
+    key = (tenant.tenant, pair.name, is_dry)
+    fingerprint = tenant.fingerprint(pair)
+    with service._lock:
+        opened = service._opened.get(key)
+        if opened is not None and opened.fingerprint == fingerprint:
+            return opened
+    if opened is not None:
+        opened.close()
+    patience = Patience(service.now, service.sleep, service.random)
+    connectors: dict[Side, Connector] = {}
+    couriers: dict[Side, Courier] = {}
+    for side, name in ((Side.LEFT, PROPSTREET), (Side.RIGHT, pair.connector)):
+        couriers[side] = Courier(patience, share=pair.share_of_quota, is_dry=is_dry)
+        connectors[side] = load(name)(settings_of(tenant, pair, side), couriers[side], service.now)
+    opened = _Opened(connectors, couriers, fingerprint)
+    with service._lock:
+        service._opened[key] = opened
+    return opened
+
+
+def _preflight(service: Service, pair_id: str, pair: PairConfig, opened: _Opened) -> None:
+    """Right account, and everything there that the settings name. Raises ConfigError naming the fixes."""
+    now = service.now()
+    if opened.checked_at is not None and now - opened.checked_at < timedelta(seconds=PREFLIGHT_SECONDS):
+        return
+    lacks: list[str] = []
+    for side, name in ((Side.LEFT, PROPSTREET), (Side.RIGHT, pair.connector)):
+        connector = opened.connectors[side]
+        pairs.prove_account(service.engine, pair_id, side, name, connector.account().id)
+        lacks += [f"{finding.thing}: {finding.fix}" for finding in connector.check() if finding.is_required]
+    if lacks:
+        tenant = pair_id.split("/", 1)[0]
+        raise ConfigError(
+            f"{pair_id}: {pair.connector} lacks what this pair needs; run: syncd check {tenant} --fix\n  "
+            + "\n  ".join(lacks)
+        )
+    for side in Side:
+        opened.couriers[side].allow(opened.connectors[side].capabilities().quotas)
+    opened.checked_at = now
+
+
+def run_pair(
+    service: Service,
+    tenant: TenantConfig,
+    pair: PairConfig,
+    reason: Reason,
+    *,
+    plan_id: str | None = None,
+    is_approved: bool = False,
+    is_sweep: bool = True,
+    only: frozenset[str] | None = None,
+    limit: int | None = None,
+    visits: int | None = None,
+    progress: Progress = lambda stage, kind, count: None,
+) -> Result:
+    """One run of one pair: whatever it ends with is in the result, in the database and in the log."""
+    pair_id = f"{tenant.tenant}/{pair.name}"
+    log = structlog.get_logger().bind(tenant=tenant.tenant, pair=pair.name)
+    nothing = Result(tenant.tenant, pair.name, pair.connector, "failed", Report())
+    try:
+        pairs.register(
+            service.engine,
+            tenant=tenant.tenant,
+            name=pair.name,
+            connector=pair.connector,
+            namespace=pair.namespace,
+            config_hash=tenant.fingerprint(pair),
+            at=service.now(),
+        )
+        known = pairs.find(service.engine, pair_id)
+        if known.halted_reason is not None and known.approved_at is not None and reason in ("run", "backfill"):
+            return replace(nothing, state="halted", plan_id=known.halted_plan, message=known.halted_reason)
+        if until := pairs.resting_until(service.engine, pair_id, service.now()):
+            return replace(nothing, state="resting", message=f"a vendor asked to be left alone until {until:%F %T} UTC")
+        held = lease.acquire(service.engine, pair_id, f"{service.holder}:{service.new_id()[:8]}", service.now())
+        if held is None:
+            return replace(nothing, state="busy", message="another worker runs this pair now")
+    except ConfigError as exc:
+        return replace(nothing, message=str(exc), is_config=True)
+    is_approved = is_approved or known.approved_at is not None or reason in ("backfill", "apply")
+    order = Order(reason, is_approved, is_sweep=is_sweep)
+    rules = PairRules(
+        kinds=tenant.rules(pair),
+        limits=tenant.limits(pair),
+        compare_every_seconds=tenant.compare_every.total_seconds(),
+        visits=visits,
+        only=only,
+        limit=limit,
+    )
+    with _running(service, held, log) as stack:
+        return _run(service, stack, tenant, pair, held, order, rules, plan_id, progress, log)
+
+
+@contextmanager
+def _running(service: Service, held: lease.Lease, log: Any) -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        stack.callback(lease.release, service.engine, held)
+        yield stack
+
+
+def _run(
+    service: Service,
+    stack: ExitStack,
+    tenant: TenantConfig,
+    pair: PairConfig,
+    held: lease.Lease,
+    order: Order,
+    rules: PairRules,
+    plan_id: str | None,
+    progress: Progress,
+    log: Any,
+) -> Result:
+    run_id = service.new_id()
+    log = log.bind(run_id=run_id, reason=order.reason)
+    started_at = service.now()
+    journal = Journal(Store(service.engine, held))
+    if order.reason == "backfill":
+        order = replace(order, anew_before=journal.unfinished_backfill() or started_at)
+    journal.begin_run(run_id, order.reason, started_at)
+    state, message, is_config, ctx = "failed", "", False, None
+    opened: _Opened | None = None
+    before: dict[Side, tuple[int, int]] = {}
+    try:
+        opened = _open(service, tenant, pair, is_dry=order.reason == "plan")
+        beat = _Heartbeat(service, held)
+        for side in Side:
+            opened.couriers[side].on_beat = beat
+            before[side] = (opened.couriers[side].calls.total(), opened.couriers[side].calls["write"])
+        _preflight(service, held.pair, pair, opened)
+        systems = {
+            side: System(opened.connectors[side], opened.couriers[side], opened.connectors[side].capabilities())
+            for side in Side
+        }
+        ctx = Context(
+            pair=held.pair,
+            run_id=run_id,
+            rules=rules,
+            systems=systems,
+            store=Store(service.engine, held),
+            journal=journal,
+            now=service.now,
+            new_id=service.new_id,
+            log=log,
+            progress=progress,
+        )
+        if order.reason in ("backfill", "apply"):
+            pairs.approve(service.engine, held.pair, service.now())
+        if order.reason == "apply":
+            execute_plan(ctx, str(plan_id))
+        else:
+            plan_id = execute(ctx, order)
+        state = "done"
+    except HaltedError as exc:
+        state, message, plan_id = "halted", str(exc), exc.plan_id or plan_id
+        pairs.halt(service.engine, held.pair, message, exc.plan_id)
+    except LeaseLostError as exc:
+        state = "busy"
+        log.warning("lease.lost")
+        return Result(tenant.tenant, pair.name, pair.connector, "busy", Report(), message=str(exc))
+    except ConfigError as exc:
+        message, is_config = str(exc), True
+    except SyncdError as exc:
+        message = str(exc)
+        if opened is not None:
+            _rest(service, held.pair, opened, exc)
+            opened.checked_at = None
+    except Exception:
+        message = "a bug ended this run; the log has its traceback"
+        log.exception("run.crashed")
+        raise
+    finally:
+        made, least, writes = _cost(ctx, opened, before, order)
+        report = ctx.report if ctx is not None else Report()
+        if state != "busy":
+            journal.end_run(
+                run_id, state, service.now(), report.as_json(), {"made": made, "least": least}, message
+            )  # fmt: skip
+        log.info("run.finished", state=state, seconds=(service.now() - started_at).total_seconds(), calls=made,
+                 **report.as_json())  # fmt: skip
+    return Result(
+        tenant.tenant, pair.name, pair.connector, state, report, plan_id, message, made, least, writes, is_config
+    )
+
+
+def _cost(
+    ctx: Context | None, opened: _Opened | None, before: Mapping[Side, tuple[int, int]], order: Order
+) -> tuple[dict[str, int], dict[str, int], int]:
+    """Calls made on each side, the least that this work could take, and how many of the calls wrote."""
+    made: dict[str, int] = {}
+    least: dict[str, int] = {}
+    writes = 0
+    for side, name in ((Side.LEFT, "propstreet"), (Side.RIGHT, "crm")):
+        if opened is None or side not in before:
+            continue
+        calls = opened.couriers[side].calls
+        made[name] = calls.total() - before[side][0]
+        writes += calls["write"] - before[side][1]
+        if ctx is not None:
+            system = ctx.systems[side]
+            least[name] = system.connector.least_calls(system.tally(is_backfill=order.anew_before is not None))
+    return made, least, writes
+
+
+def _rest(service: Service, pair_id: str, opened: _Opened, exc: SyncdError) -> None:
+    if isinstance(exc, RateLimitedError):
+        for side in Side:
+            if (until := opened.couriers[side].resting_until) is not None:
+                pairs.rest(service.engine, pair_id, side, until)
+                opened.couriers[side].resting_until = None
+
+
+class _Heartbeat:
+    """Renews the lease at a third of its life, from whatever thread makes the next call."""
+
+    def __init__(self, service: Service, held: lease.Lease):
+        self._service, self._held = service, held
+        self._due = service.now() + timedelta(seconds=lease.TTL_SECONDS / 3)
+
+    def __call__(self) -> None:
+        now = self._service.now()
+        if now >= self._due:
+            lease.renew(self._service.engine, self._held, now)
+            self._due = now + timedelta(seconds=lease.TTL_SECONDS / 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a pair's two accounts lack."""
+
+    tenant: str
+    pair: str
+    account: Mapping[str, str]
+    findings: tuple[tuple[str, Finding], ...]
+
+
+def check_pair(service: Service, tenant: TenantConfig, pair: PairConfig, *, is_fixing: bool) -> Checked:
+    """Compare both accounts with the settings; with ``is_fixing`` create what the vendors allow."""
+    pair_id = f"{tenant.tenant}/{pair.name}"
+    pairs.register(
+        service.engine,
+        tenant=tenant.tenant,
+        name=pair.name,
+        connector=pair.connector,
+        namespace=pair.namespace,
+        config_hash=tenant.fingerprint(pair),
+        at=service.now(),
+    )
+    opened = _open(service, tenant, pair, is_dry=not is_fixing)
+    findings: list[tuple[str, Finding]] = []
+    accounts: dict[str, str] = {}
+    for side, name in ((Side.LEFT, PROPSTREET), (Side.RIGHT, pair.connector)):
+        connector = opened.connectors[side]
+        account = connector.account()
+        accounts[name] = account.id
+        pairs.prove_account(service.engine, pair_id, side, name, account.id)
+        found = connector.check()
+        if is_fixing and found:
+            found = connector.fix(found)
+        findings += [(name, each) for each in found]
+    if is_fixing:
+        # Connectors read the account's schema once; what was created is seen by new ones.
+        opened.close()
+        service._opened.pop((tenant.tenant, pair.name, False), None)
+    return Checked(tenant.tenant, pair.name, accounts, tuple(findings))
