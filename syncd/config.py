@@ -73,11 +73,14 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else str(self.file)
-        end = "" if self.message.endswith("?") else "."
-        return f"{where}: {self.path}{': ' if self.path else ''}{self.message}{end} {self.fix}"
+        return f"{where}: {self.path}{': ' if self.path else ''}{_sentence(self.message)} {self.fix}"
 
 
 # --- what is refused, and how it is said -----------------------------------------------------
+
+
+def _sentence(said: str) -> str:
+    return said if said.endswith("?") else f"{said}."
 
 
 def _refusal(what: str, fix: str) -> PydanticCustomError:
@@ -99,7 +102,7 @@ def _shown(text: object) -> str:
 def _unknown(noun: str, said: object, known: Sequence[str]) -> tuple[str, str]:
     near = difflib.get_close_matches(str(said).lower(), known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {noun} {_shown(said)}{hint}", f"Known: {', '.join(known)}."
+    return f"unknown {noun} {_shown(said)}{hint}", f"Known: {', '.join(known) or 'none'}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,6 +415,7 @@ class FieldConfig(_Strict):
         return {"anyOf": [{"enum": [*(flow.value for flow in Flow), False]}, handler(schema)]}
 
 
+_FIELDS_SAID: Final = "Per field both, to_crm, to_propstreet, if_empty, off, or keys of its own."
 #: Keys that only one kind has.
 _ONLY_FOR: Final = {"pipeline": "deal", "stages": "deal", "labels": "deal_contact"}
 
@@ -444,9 +448,7 @@ class KindConfig(_Strict):
     conflict: OnConflict = Field(
         default=OnConflict.NEWEST, description="Who wins when both sides moved a field: newest, propstreet, crm, hold."
     )
-    fields: Mapping[str, FieldConfig] = Field(
-        default={}, description="Per field both, to_crm, to_propstreet, if_empty, off, or keys of its own."
-    )
+    fields: Mapping[str, FieldConfig] = Field(default={}, description=_FIELDS_SAID)
     defaults: Mapping[Filled, Native] = Field(
         default={}, description="Native CRM fields to set when a record is created there, and to what."
     )
@@ -455,7 +457,7 @@ class KindConfig(_Strict):
     )
     stages: Mapping[Filled, Stages] | None = Field(
         default=None,
-        description="CRM stage (id or label) to the Propstreet stages it stands for. Default: spread evenly.",
+        description="CRM stage (id or label) to the Propstreet stages it stands for. Default: the connector's.",
     )
     labels: Mapping[Classification, FilledNative] | None = Field(
         default=None, description="Classification of a prospect to the CRM's label or role for it."
@@ -504,9 +506,6 @@ class KindConfig(_Strict):
             policies={name: Policy(each.policy, each.conflict or self.conflict) for name, each in self.fields.items()},
             default=Policy(conflict=self.conflict),
         )
-
-
-_FIELDS_SAID: Final = "Per field both, to_crm, to_propstreet, if_empty, off, or keys of its own."
 
 
 class CompanyConfig(KindConfig):
@@ -708,9 +707,10 @@ class TenantConfig(_Strict):
         return self._file
 
     def rules(self, pair: PairConfig) -> dict[str, KindRules]:
-        """What the planner needs of each kind that is on. A deal's pipeline is not in its scope:
+        """What the planner needs of each kind that is on.
 
-        only wiring can tell which id the account gives it (``pair.kinds["deal"].pipeline``).
+        A deal's pipeline is not in its scope: ``pair.kinds["deal"].pipeline`` may be a label, and
+        only the account knows its id.
         """
         return {kind: config.rules() for kind, config in pair.kinds.items()}
 
@@ -1039,7 +1039,7 @@ class Configuration:
             if each.tenant == name:
                 return each
         what, known = _unknown("tenant", name, [each.tenant for each in self.tenants])
-        raise ConfigError("\n".join([f"{what}. {known}", *(str(problem) for problem in self.problems)]))
+        raise ConfigError("\n".join([f"{_sentence(what)} {known}", *(str(problem) for problem in self.problems)]))
 
     def after(self, last: Configuration) -> Configuration:
         """The same, with the last good tenants of files that are broken now."""

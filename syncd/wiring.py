@@ -252,7 +252,7 @@ def run_pair(
     except ConfigError as exc:
         return replace(nothing, message=str(exc), is_config=True)
     is_approved = is_approved or known.approved_at is not None or reason in ("backfill", "apply")
-    order = Order(reason, is_approved, is_sweep=is_sweep)
+    order = Order(reason, is_approved, known.is_waived, is_sweep=is_sweep)
     rules = PairRules(
         kinds=tenant.rules(pair),
         limits=tenant.limits(pair),
@@ -324,6 +324,8 @@ def _run(
         else:
             plan_id = execute(ctx, order)
         state = "done"
+        if order.is_waived and order.reason != "plan":
+            pairs.end_waiver(service.engine, held.pair)
     except HaltedError as exc:
         state, message, plan_id = "halted", str(exc), exc.plan_id or plan_id
         pairs.halt(service.engine, held.pair, message, exc.plan_id)

@@ -101,6 +101,7 @@ def upgrade() -> None:
         sa.Column("approved_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("halted_reason", sa.Text(), nullable=True),
         sa.Column("halted_plan", sa.Text(), nullable=True),
+        sa.Column("is_waived", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("paused_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("holder", sa.Text(), nullable=True),
         sa.Column("fence", sa.BigInteger(), server_default="0", nullable=False),

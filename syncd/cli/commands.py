@@ -374,8 +374,8 @@ def resume(folder: Path, tenant: str, pair: str | None) -> None:
 
     with _service() as service:
         for t, p in _pairs(folder, tenant, pair):
-            pairs.approve(service.engine, f"{t.tenant}/{p.name}", service.now())
-            pairs.pause(service.engine, f"{t.tenant}/{p.name}", None)
+            pairs.find(service.engine, f"{t.tenant}/{p.name}")
+            pairs.resume(service.engine, f"{t.tenant}/{p.name}", service.now())
             click.echo(f"{t.tenant}/{p.name}: goes on with the next run")
 
 

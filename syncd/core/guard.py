@@ -66,10 +66,13 @@ class Census:
                 pass
 
 
-def brakes(census: Census, linked: Mapping[str, int], limits: Limits, *, is_approved: bool) -> tuple[str, ...]:
+def brakes(
+    census: Census, linked: Mapping[str, int], limits: Limits, *, is_approved: bool, is_backfill: bool = False
+) -> tuple[str, ...]:
     """The reasons why this plan must wait for a person; empty means go.
 
-    ``linked`` counts links by kind. ``is_approved``: a person let this pair run before.
+    ``linked`` counts links by kind. ``is_approved``: a person let this pair run before. A
+    backfill is there to create, so that creations do not stop it; everything else does.
     """
     if not census.total:
         return ()
@@ -79,9 +82,10 @@ def brakes(census: Census, linked: Mapping[str, int], limits: Limits, *, is_appr
         f"would delete {count} {kind} of {linked.get(kind, 0)} linked ({_name(side)})"
         for (kind, side), count in _over(census.deletes.items(), linked, limits.deletes)
     ]
+    creates: Mapping[tuple[str, Side], int] = {} if is_backfill else census.creates
     found += [
         f"would create {count} {kind} beside {linked.get(kind, 0)} linked ({_name(side)})"
-        for (kind, side), count in _over(census.creates.items(), linked, limits.creates)
+        for (kind, side), count in _over(creates.items(), linked, limits.creates)
     ]
     found += [
         f"would empty fields of {count} {kind} of {linked.get(kind, 0)} linked ({_name(side)})"

@@ -29,13 +29,15 @@ Reason = Literal["run", "backfill", "plan", "apply"]
 class Order:
     """What is asked of one run.
 
-    ``is_approved``: a person let this pair run before, or does so now. ``anew_before``: feeds
+    ``is_approved``: a person let this pair run before, or does so now. ``is_waived``: a person
+    has seen why it halted and said go, so that no brake holds this run. ``anew_before``: feeds
     listed whole before that instant are listed whole again. ``is_sweep``: look for deletions and
     association changes now, however recently that was done.
     """
 
     reason: Reason
     is_approved: bool
+    is_waived: bool = False
     anew_before: datetime | None = None
     is_sweep: bool = True
 
@@ -87,8 +89,11 @@ def _seal(ctx: Context, draft: Draft, order: Order) -> str | None:
     if draft.plan_id is None:
         return None
     reasons: tuple[str, ...] = ()
-    if order.reason != "plan":
-        reasons = brakes(draft.census, ctx.store.count_links(), ctx.rules.limits, is_approved=order.is_approved)
+    if order.reason != "plan" and not order.is_waived:
+        reasons = brakes(
+            draft.census, ctx.store.count_links(), ctx.rules.limits,
+            is_approved=order.is_approved, is_backfill=order.reason == "backfill",
+        )  # fmt: skip
     ctx.journal.seal(draft.plan_id, reasons, {"operations": draft.census.total})
     if reasons:
         raise HaltedError("; ".join(reasons), plan_id=draft.plan_id)

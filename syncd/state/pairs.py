@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, Row, delete, func, select, update
+from sqlalchemy import Engine, Row, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from syncd.core.model import Side
@@ -106,10 +106,17 @@ def approve(engine: Engine, pair_id: str, at: datetime) -> None:
         )
 
 
-def release(engine: Engine, pair_id: str) -> None:
-    """Forget why a pair was halted."""
+def resume(engine: Engine, pair_id: str, at: datetime) -> None:
+    """A person has seen why a pair halted or was paused and says go: no brake holds its next run."""
+    approve(engine, pair_id, at)
     with engine.begin() as tx:
-        tx.execute(update(s.pair).where(s.pair.c.id == pair_id).values(halted_reason=None, halted_plan=None))
+        tx.execute(update(s.pair).where(s.pair.c.id == pair_id).values(paused_at=None, is_waived=True))
+
+
+def end_waiver(engine: Engine, pair_id: str) -> None:
+    """The run that a person let go has ended well; brakes hold again."""
+    with engine.begin() as tx:
+        tx.execute(update(s.pair).where(s.pair.c.id == pair_id, s.pair.c.is_waived).values(is_waived=False))
 
 
 def halt(engine: Engine, pair_id: str, reason: str, plan_id: str | None) -> None:
@@ -118,13 +125,7 @@ def halt(engine: Engine, pair_id: str, reason: str, plan_id: str | None) -> None
         tx.execute(update(s.pair).where(s.pair.c.id == pair_id).values(halted_reason=reason, halted_plan=plan_id))
 
 
-def pause(engine: Engine, pair_id: str, at: datetime | None) -> None:
-    """Stop running a pair from its schedule (None: go on). Nothing is lost: it catches up."""
+def pause(engine: Engine, pair_id: str, at: datetime) -> None:
+    """Stop running a pair from its schedule. Nothing is lost: it catches up."""
     with engine.begin() as tx:
         tx.execute(update(s.pair).where(s.pair.c.id == pair_id).values(paused_at=at))
-
-
-def forget_plan(engine: Engine, plan_id: str) -> None:
-    """Drop a saved plan and its operations."""
-    with engine.begin() as tx:
-        tx.execute(delete(s.plan).where(s.plan.c.id == plan_id))

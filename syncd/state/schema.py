@@ -67,6 +67,7 @@ pair = Table(
     _at("approved_at"),
     Column("halted_reason", Text),
     Column("halted_plan", Text),
+    Column("is_waived", Boolean, nullable=False, server_default=text("false")),
     _at("paused_at"),
     Column("holder", Text),
     Column("fence", BigInteger, nullable=False, server_default="0"),

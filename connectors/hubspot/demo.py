@@ -1,0 +1,65 @@
+"""The emulated HubSpot of the demo: its half of the portfolio, and the small edits its users make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+
+from connectors.hubspot.emulator import HubSpotEmulator
+from syncd.testing.portfolio import Portfolio
+
+_STAGES = ("appointmentscheduled", "presentationscheduled", "contractsent")
+
+
+class DemoHubSpot(HubSpotEmulator):
+    """A portal in use for some years: duplicates, formatting of all sorts, deals of other business."""
+
+    def seed(self, portfolio: Portfolio, refs: Mapping[str, Mapping[int, str]]) -> Mapping[int, str]:
+        firms: dict[int, str] = {}
+        for index, firm in enumerate(portfolio.firms):
+            if firm.is_in_crm:
+                props = {"name": firm.name.upper() if index % 9 == 0 else firm.name, "domain": firm.domain}
+                firms[index] = self.add("companies", props)
+            if firm.is_doubled_in_crm:
+                self.add("companies", {"name": f"{firm.name} (kopia)", "domain": firm.domain})
+        persons: dict[int, str] = {}
+        for index, person in enumerate(portfolio.persons):
+            if not person.is_in_crm:
+                continue
+            props = {"firstname": person.crm_first_name, "lastname": person.last_name, "email": person.crm_email}
+            if person.crm_phone:
+                props["mobilephone"] = person.crm_phone
+            if person.title:
+                props["jobtitle"] = person.title
+            if person.second_email:
+                props["hs_additional_emails"] = person.second_email
+            persons[index] = self.add("contacts", props)
+            if person.firm in firms:
+                self.associate("contacts", persons[index], "companies", firms[person.firm], ("primary",))
+        deals: dict[int, str] = {}
+        for index, project in enumerate(portfolio.projects):
+            if project.in_crm is not None:
+                props = {"dealname": project.name, "dealstage": _STAGES[index % 2], "pipeline": "default"}
+                deals[index] = self.add("deals", props)
+        for number in range(5):
+            self.add("deals", {"dealname": f"Rådgivning {number + 1}", "dealstage": _STAGES[0], "pipeline": "default"})
+        for investor in portfolio.investors:
+            if investor.is_in_crm and investor.project in deals and investor.person in persons:
+                self.associate("deals", deals[investor.project], "contacts", persons[investor.person])
+        return {index: id_ for index, id_ in deals.items() if portfolio.projects[index].in_crm == "linked"}
+
+    def tinker(self, random: Random) -> str:
+        choice = random.randrange(3)
+        if choice == 0:
+            id_ = random.choice(sorted(self.all("contacts")))
+            self.edit("contacts", id_, {"jobtitle": random.choice(("VD", "CFO", "Partner", "Analytiker"))})
+            return f"a new job title for contact {id_}"
+        if choice == 1:
+            id_ = random.choice(sorted(self.all("contacts")))
+            self.edit(
+                "contacts", id_, {"mobilephone": f"070-174 0{random.randrange(6, 10)} {random.randrange(10, 99)}"}
+            )
+            return f"a new phone number for contact {id_}"
+        id_ = random.choice(sorted(self.all("deals")))
+        self.edit("deals", id_, {"amount": str(random.randrange(20, 900) * 1_000_000)})
+        return f"a new amount for deal {id_}"
