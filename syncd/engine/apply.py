@@ -19,7 +19,7 @@ from syncd.engine.draft import proof
 from syncd.engine.pull import read_again
 from syncd.errors import RejectedError, UnknownOutcomeError
 from syncd.state.journal import Entry
-from syncd.state.store import LinkRow
+from syncd.state.store import LinkRow, NewLink
 
 
 def apply_plan(ctx: Context, plan_id: str) -> None:
@@ -71,6 +71,9 @@ class _Batch:
         self.sources: Mapping[str, Record] = {}
         self.links: dict[str, LinkRow] = {}
         self.targets: dict[str, Record] = {}
+        self._ends: list[tuple[Entry, str, str]] = []
+        self._made: list[NewLink] = []
+        self._changes: list[Mapping[str, object]] = []
 
     def apply(self) -> None:
         self._look_up()
@@ -99,7 +102,7 @@ class _Batch:
         self.sources = store.sighted(self.side.other, self.kind, source_ids)
         target_ids = [entry.operation.target.id for entry in self.entries if entry.operation.target]
         self.targets = store.sighted(self.side, self.kind, target_ids)
-        self.links = {row.side(self.side).record.id: row for row in store.linked(self.kind, self.side, target_ids)}
+        self._look_up_links()
         for entry in list(self.entries):
             op = entry.operation
             if op.verb == "create" and op.source not in self.sources:
@@ -108,6 +111,11 @@ class _Batch:
                 self._drop(entry, "its target is gone")
             elif op.verb in ("update", "mark") and op.target is not None and op.target.id not in self.links:
                 self._drop(entry, "its link is gone")
+
+    def _look_up_links(self) -> None:
+        target_ids = [entry.operation.target.id for entry in self.entries if entry.operation.target]
+        rows = self.ctx.store.linked(self.kind, self.side, target_ids) if target_ids else []
+        self.links = {row.side(self.side).record.id: row for row in rows}
 
     def _read_before_write(self) -> None:
         """The second-best to a conditional write: whoever moved since the plan was made is left to the next round."""
@@ -216,12 +224,17 @@ class _Batch:
         unknown = [entries[key] for key, each in outcomes.items() if each.verdict is Verdict.UNKNOWN and key in entries]
         found = self._find(unknown)
         again: list[Address] = []
+        self._ends, self._made, self._changes = [], [], []
         with self.ctx.store.transaction():
+            # As the links stand now: an earlier operation of this run may have moved their bases.
+            self._look_up_links()
             for key, outcome in outcomes.items():
                 entry = entries.get(key)
-                if entry is None:
-                    continue
-                again += self._settle_one(entry, outcome, found.get(key))
+                if entry is not None:
+                    again += self._settle_one(entry, outcome, found.get(key))
+            self.ctx.store.new_links(self.kind, self._made, self.ctx.now())
+            self.ctx.store.log_changes(self._changes)
+            self.ctx.journal.close(self._ends, self.ctx.now())
         # A read between two transactions, never inside one.
         read_again(self.ctx, self.system, self.side, self.kind, again)
 
@@ -242,36 +255,41 @@ class _Batch:
 
     def _settle_one(self, entry: Entry, outcome: Outcome, found: Record | None) -> list[Address]:
         """Commit one outcome; answers with what must be read again."""
-        ctx, now = self.ctx, self.ctx.now()
+        ctx = self.ctx
         target = entry.operation.target
         match outcome.verdict:
             case Verdict.DONE:
                 self._done(entry, outcome.record)
-                ctx.journal.close(entry, "done", "", now)
+                self._ends.append((entry, "done", ""))
                 return []
             case Verdict.EXISTS:
                 self._adopt(entry, outcome.record, "the system holds it already")
-                ctx.journal.close(entry, "failed", "exists already", now)
+                self._ends.append((entry, "failed", "exists already"))
                 return []
             case Verdict.UNKNOWN:
                 if found is not None:
                     self._adopt(entry, found, "found after its answer was lost")
-                ctx.journal.close(entry, "failed", "its answer was lost", now)
+                self._ends.append((entry, "failed", "its answer was lost"))
                 ctx.report.stale += 1
                 return [target] if target is not None else []
             case Verdict.STALE | Verdict.MISSING | Verdict.RETRY:
-                ctx.journal.close(entry, "failed", outcome.verdict.value, now)
+                self._ends.append((entry, "failed", outcome.verdict.value))
                 ctx.report.stale += 1
                 return [target] if target is not None else []
             case Verdict.REJECTED:
                 self._bury(entry, outcome.reason)
-                ctx.journal.close(entry, "failed", outcome.reason, now)
+                self._ends.append((entry, "failed", outcome.reason))
                 ctx.report.rejected[self.kind] += 1
                 return []
 
     def _done(self, entry: Entry, record: Record | None) -> None:
         self.ctx.report.operations += 1
         at = (self.kind, self.side)
+        if self.verb in ("update", "mark") and self._address(entry).id not in self.links:
+            # Its link went while the write was on its way; what stands there now is news.
+            if record is not None:
+                self.ctx.store.intake(self.side, self.kind, [record], self.ctx.now(), is_exact=False)
+            return
         match self.verb:
             case "create":
                 if record is None:
@@ -305,13 +323,11 @@ class _Batch:
         left, right = (record, source) if self.side is Side.LEFT else (source, record)
         # What a create stored as the mark is known; a counterpart made on the left marks the right one later.
         is_marked = self.side is Side.RIGHT or right.mark == left.id
-        self.ctx.store.new_link(
-            self.kind, left, right, agreed, is_marked=is_marked, why=entry.operation.why, at=self.ctx.now()
-        )
+        self._made.append(NewLink(left, right, agreed, is_marked, entry.operation.why))
         self._log(entry, left.id, right.id)
 
     def _updated(self, entry: Entry, record: Record | None) -> None:
-        row = self._row(entry)
+        row = self.links[self._address(entry).id]
         types = self.ctx.fields(self.kind).types
         agreed: dict[str, tuple[Value, Value]] = {}
         not_stored: list[str] = []
@@ -344,7 +360,7 @@ class _Batch:
         return row.state, row.reason
 
     def _marked(self, entry: Entry, record: Record | None) -> None:
-        row = self._row(entry)
+        row = self.links[self._address(entry).id]
         seen = {self.side: record} if record is not None else {}
         state = LinkState.IN_STEP if row.state is LinkState.PENDING and not row.moved else row.state
         self.ctx.store.settle(row, {}, seen, state=state, reason=row.reason, is_marked=True)
@@ -372,7 +388,7 @@ class _Batch:
             self._bury(entry, f"the other system's {record.id} is it already, but linked to {holder}")
             return
         left, right = (record.id, source_id) if self.side is Side.LEFT else (source_id, record.id)
-        store.make_link(self.kind, left, right, why, now)
+        store.make_links(self.kind, [(left, right, why)], now)
 
     def _bury(self, entry: Entry, reason: str) -> None:
         """A dead letter: set aside with its reason, until its record moves or a person says so."""
@@ -385,14 +401,9 @@ class _Batch:
         elif op.target is not None:
             self.ctx.store.shelve(self.side, self.kind, {op.target.id: ("dead", reason)})
 
-    def _row(self, entry: Entry) -> LinkRow:
-        """The link as it stands now: an earlier operation of this run may have moved its base."""
-        rows = self.ctx.store.linked(self.kind, self.side, [self._address(entry).id])
-        return rows[0]
-
     def _drop(self, entry: Entry, reason: str) -> None:
         self.entries.remove(entry)
-        self.ctx.journal.close(entry, "dropped", reason, self.ctx.now())
+        self.ctx.journal.close([(entry, "dropped", reason)], self.ctx.now())
 
     def _log(self, entry: Entry, left_id: str | None, right_id: str | None) -> None:
         common = {
@@ -416,4 +427,4 @@ class _Batch:
         ]
         if not rows:
             rows = [{**common, "field": "", "old": None, "new": None, "rule": entry.operation.why}]
-        self.ctx.store.log_changes(rows)
+        self._changes += rows

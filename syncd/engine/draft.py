@@ -90,9 +90,9 @@ def draft_kind(draft: Draft, kind: str) -> None:
 
 
 def _match_kind(ctx: Context, kind: str) -> None:
-    for left_id, right_id in ctx.store.chosen(kind):
-        ctx.store.make_link(kind, left_id, right_id, "a person's word", ctx.now())
-        ctx.report.linked[kind] += 1
+    chosen = [(left_id, right_id, "a person's word") for left_id, right_id in ctx.store.chosen(kind)]
+    ctx.store.make_links(kind, chosen, ctx.now())
+    ctx.report.linked[kind] += len(chosen)
     never = ctx.store.never(kind)
     for side in Side:
         after = ""
@@ -132,12 +132,11 @@ def _match_chunk(
     right_keys = translate.keys({each.id: each.keys for each in rights}, Side.RIGHT)
     matched = match(lefts, [replace(each, keys=right_keys[each.id]) for each in rights], never)
     chunk = {record.id for record in records}
-    taken: set[str] = set()
-    for left_id, right_id, why in matched.links:
-        if (left_id if side is Side.LEFT else right_id) in chunk:
-            ctx.store.make_link(kind, left_id, right_id, why, ctx.now())
-            ctx.report.linked[kind] += 1
-            taken |= {left_id if side is Side.LEFT else right_id}
+    own_at = 0 if side is Side.LEFT else 1
+    links = [each for each in matched.links if each[own_at] in chunk]
+    ctx.store.make_links(kind, links, ctx.now())
+    ctx.report.linked[kind] += len(links)
+    taken = {each[own_at] for each in links}
     reviews = [r for r in matched.reviews if r.side is side and r.id in chunk and r.id not in taken]
     if kind in RELATIONS:
         _shelve_doubles(ctx, kind, side, reviews)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, Row, case, insert, select, update
+from sqlalchemy import Engine, Row, bindparam, case, insert, select, update
 
 from syncd.core.mapping import freeze, show, thaw
 from syncd.core.merge import Step
@@ -175,14 +175,17 @@ class Journal:
                 .values(state="sent", sent_at=at)
             )
 
-    def close(self, entry: Entry, state: str, outcome: str, at: datetime) -> None:
-        """How an operation ended: ``done``, ``failed``, or ``dropped`` before it was sent."""
+    def close(self, ends: Sequence[tuple[Entry, str, str]], at: datetime) -> None:
+        """How operations ended, (entry, state, outcome) each: ``done``, ``failed``, or ``dropped`` unsent."""
+        if not ends:
+            return
+        statement = (
+            update(s.operation)
+            .where(s.operation.c.id == bindparam("entry_id"))
+            .values(state=bindparam("end"), outcome=bindparam("told"), settled_at=at)
+        )
         with self._store.transaction() as tx:
-            tx.execute(
-                update(s.operation)
-                .where(s.operation.c.id == entry.id)
-                .values(state=state, outcome=outcome, settled_at=at)
-            )
+            tx.execute(statement, [{"entry_id": e.id, "end": state, "told": told} for e, state, told in ends])
 
 
 def describe(entry: Entry) -> dict[str, Json]:

@@ -67,6 +67,17 @@ class LinkRow:
 
 
 @dataclass(frozen=True, slots=True)
+class NewLink:
+    """A record, the counterpart made for it, and the fields on which they agree: field -> (left, right)."""
+
+    left: Record
+    right: Record
+    agreed: Mapping[str, tuple[Value, Value]]
+    is_marked: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class FeedRow:
     watermark: str | None
     swept_at: datetime | None
@@ -543,41 +554,37 @@ class Store:
             ).all()
         return [(r[1], r[2]) if r[0] == Side.LEFT else (r[2], r[1]) for r in rows]
 
-    def make_link(self, kind: str, left_id: str, right_id: str, why: str, at: datetime) -> None:
-        """Link two sighted records; their bases are empty, so all they hold is still to be merged.
+    def make_links(self, kind: str, found: Sequence[tuple[str, str, str]], at: datetime) -> None:
+        """Link sighted records, (left id, right id, why) each; their bases are empty, so all is still to be merged.
 
         A link of either to a partner that is gone gives way.
         """
+        if not found:
+            return
+        ids = {Side.LEFT: [each[0] for each in found], Side.RIGHT: [each[1] for each in found]}
         with self.transaction() as tx:
-            self.drop_links(kind, left_ids=[left_id], right_ids=[right_id])
-            halves: dict[str, object] = {}
-            for side, id_ in ((Side.LEFT, left_id), (Side.RIGHT, right_id)):
-                row = tx.execute(select(s.sighting).where(*_sighting_is(self.pair, side, kind, [id_]))).one_or_none()
-                if row is None:
-                    return
-                halves |= {
-                    f"{side}_id": id_,
-                    f"{side}_parent": row.parent,
-                    f"{side}_keys": list(row._mapping["keys"]),
-                    f"{side}_facts": row.facts,
-                    f"{side}_version": row.version,
-                    f"{side}_modified_at": row.modified_at,
-                }
-                if side is Side.RIGHT:
-                    halves["is_marked"] = row.mark == left_id
-            tx.execute(
-                insert(s.link).values(
-                    pair=self.pair, kind=kind, state=LinkState.PENDING, why=why, linked_at=at, **halves
-                )
-            )
-            for side, id_ in ((Side.LEFT, left_id), (Side.RIGHT, right_id)):
+            self.drop_links(kind, left_ids=ids[Side.LEFT], right_ids=ids[Side.RIGHT])
+            seen = {side: {row.id: row for row in self._sightings(tx, side, kind, ids[side])} for side in Side}
+            rows = [
+                {"pair": self.pair, "kind": kind, "state": LinkState.PENDING, "why": why, "linked_at": at,
+                 "is_marked": seen[Side.RIGHT][right_id].mark == left_id,
+                 **_first_seen(Side.LEFT, seen[Side.LEFT][left_id]),
+                 **_first_seen(Side.RIGHT, seen[Side.RIGHT][right_id])}
+                for left_id, right_id, why in found
+                if left_id in seen[Side.LEFT] and right_id in seen[Side.RIGHT]
+            ]  # fmt: skip
+            if not rows:
+                return
+            tx.execute(insert(s.link), rows)
+            for side in Side:
+                linked = [str(row[f"{side}_id"]) for row in rows]
                 tx.execute(
                     update(s.sighting)
-                    .where(*_sighting_is(self.pair, side, kind, [id_]))
+                    .where(*_sighting_is(self.pair, side, kind, linked))
                     .values(is_linked=True, state="new", reason="")
                 )
-                self._close_reviews(tx, side, kind, [id_], at)
-                self.wake(side, kind, [id_])
+                self._close_reviews(tx, side, kind, linked, at)
+                self.wake(side, kind, linked)
 
     def drop_links(self, kind: str, *, left_ids: Sequence[str] = (), right_ids: Sequence[str] = ()) -> None:
         """Forget links; what is still sighted of them stands alone again, what is gone is forgotten."""
@@ -591,14 +598,11 @@ class Store:
                 )
                 .returning(s.link)
             ).all()
-            for row in rows:
-                for side in Side:
-                    self._stand_alone(tx, side, kind, row)
-
-    def _stand_alone(self, tx: Connection, side: Side, kind: str, row: Row[Any]) -> None:
-        where = _sighting_is(self.pair, side, kind, [_link_id(row, side)])
-        tx.execute(delete(s.sighting).where(*where, s.sighting.c.is_deleted))
-        tx.execute(update(s.sighting).where(*where).values(is_linked=False, state="new", reason=""))
+            for side in Side:
+                where = _sighting_is(self.pair, side, kind, [_link_id(row, side) for row in rows])
+                if rows:
+                    tx.execute(delete(s.sighting).where(*where, s.sighting.c.is_deleted))
+                    tx.execute(update(s.sighting).where(*where).values(is_linked=False, state="new", reason=""))
 
     def save_reviews(self, kind: str, reviews: Sequence[Review], at: datetime) -> None:
         """Put records before a person; one that waits already is brought up to date only if its candidates changed."""
@@ -760,41 +764,40 @@ class Store:
             if values:
                 tx.execute(update(s.link).where(s.link.c.id == link.id).values(values))
 
-    def new_link(
-        self,
-        kind: str,
-        left: Record,
-        right: Record,
-        agreed: Mapping[str, tuple[Value, Value]],
-        *,
-        is_marked: bool,
-        why: str,
-        at: datetime,
-    ) -> None:
-        """Link a record to the counterpart that was just made for it."""
-        with self.transaction() as tx:
-            self.drop_links(kind, left_ids=[left.id], right_ids=[right.id])
-            values: dict[str, object] = {
-                "pair": self.pair, "kind": kind, "state": LinkState.IN_STEP, "why": why, "linked_at": at,
-                "is_marked": is_marked,
+    def new_links(self, kind: str, made: Sequence[NewLink], at: datetime) -> None:
+        """Link records to the counterparts that were just made for them."""
+        if not made:
+            return
+        rows: list[dict[str, object]] = []
+        drops: dict[Side, list[str]] = {side: [] for side in Side}
+        keeps: list[dict[str, object]] = []
+        for each in made:
+            row: dict[str, object] = {
+                "pair": self.pair, "kind": kind, "state": LinkState.IN_STEP, "why": each.why, "linked_at": at,
+                "is_marked": each.is_marked,
             }  # fmt: skip
-            for side, record, index in ((Side.LEFT, left, 0), (Side.RIGHT, right, 1)):
-                base = {name: halves[index] for name, halves in agreed.items()}
-                values |= {
+            for side, record, index in ((Side.LEFT, each.left, 0), (Side.RIGHT, each.right, 1)):
+                base = {name: halves[index] for name, halves in each.agreed.items()}
+                row |= {
                     f"{side}_id": record.id,
-                    f"{side}_parent": record.parent,
                     f"{side}_base": freeze(base),
                     f"{side}_keys": sorted(_keys(record)),
                     **_seen_of(side, record),
                 }
                 if _tells(base, None, record, is_new_refs=True):
-                    self._drop_sightings(tx, side, kind, [record.id])
+                    drops[side].append(record.id)
                 else:
-                    self._save_sightings(tx, [_sighting_row(self.pair, side, record, True, None, at)])
-                self._close_reviews(tx, side, kind, [record.id], at)
-            tx.execute(insert(s.link).values(values))
-            self.wake(Side.LEFT, kind, [left.id])
-            self.wake(Side.RIGHT, kind, [right.id])
+                    keeps.append(_sighting_row(self.pair, side, record, True, None, at))
+            rows.append(row)
+        with self.transaction() as tx:
+            ids = {Side.LEFT: [e.left.id for e in made], Side.RIGHT: [e.right.id for e in made]}
+            self.drop_links(kind, left_ids=ids[Side.LEFT], right_ids=ids[Side.RIGHT])
+            self._save_sightings(tx, keeps)
+            tx.execute(insert(s.link), rows)
+            for side in Side:
+                self._drop_sightings(tx, side, kind, drops[side])
+                self._close_reviews(tx, side, kind, ids[side], at)
+                self.wake(side, kind, ids[side])
 
     def retire(self, side: Side, kind: str, link: LinkRow, reason: str, at: datetime) -> None:
         """Take a link apart: ``side``'s record must go, the other one looks for a new counterpart."""
@@ -1042,6 +1045,18 @@ def _seen_of(side: Side, record: Record) -> dict[str, object]:
         f"{side}_facts": _facts(record),
         f"{side}_version": record.version,
         f"{side}_modified_at": record.modified_at,
+    }
+
+
+def _first_seen(side: Side, row: Row[Any]) -> dict[str, object]:
+    """What a link takes over from a sighting when two records meet."""
+    return {
+        f"{side}_id": row.id,
+        f"{side}_parent": row.parent,
+        f"{side}_keys": list(row._mapping["keys"]),
+        f"{side}_facts": row.facts,
+        f"{side}_version": row.version,
+        f"{side}_modified_at": row.modified_at,
     }
 
 
