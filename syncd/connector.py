@@ -137,6 +137,7 @@ class Account:
 class FieldCapability:
     """How far one canonical field is carried: ``is_writable`` by update, ``is_creatable`` on create.
 
+    ``is_readable`` is false for a field that can be given but is never shown again.
     ``vocabulary``, where given, tells how the other side's values read here: several may fall on
     one (deal stages), and one that is not named says nothing here. Records of this system carry
     the vocabulary's own words on its right-hand side.
@@ -145,6 +146,7 @@ class FieldCapability:
     type: FieldType
     is_writable: bool = True
     is_creatable: bool = True
+    is_readable: bool = True
     vocabulary: Mapping[str, str] | None = None
 
 

@@ -15,7 +15,7 @@ import structlog
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from syncd.config import PairConfig, TenantConfig, load
+from syncd.config import Configuration, PairConfig, TenantConfig, load
 from syncd.errors import ConfigError, SyncdError
 from syncd.state import pairs
 from syncd.wiring import Service, run_pair
@@ -33,6 +33,7 @@ class Schedule:
         self._log = structlog.get_logger()
         self._jobs: dict[str, str] = {}
         self._reported: frozenset[str] = frozenset()
+        self._last: Configuration | None = None
         self.scheduler = BackgroundScheduler(
             executors={"default": ThreadPoolExecutor(WORKERS)},
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
@@ -48,8 +49,15 @@ class Schedule:
 
     def reload(self) -> int:
         """Bring the jobs in line with the files; returns how many there are."""
-        found = load(self._folder)
-        broken = {str(problem.file) for problem in found.problems}
+        try:
+            found = load(self._folder)
+        except ConfigError as exc:
+            if self._last is None:
+                raise
+            self._log.error("config.refused", problem=str(exc))
+            return len(self._jobs)
+        found = found.after(self._last) if self._last is not None else found
+        self._last = found
         if fresh := frozenset(map(str, found.problems)) - self._reported:
             for problem in sorted(fresh):
                 self._log.error("config.refused", problem=problem)
@@ -61,10 +69,9 @@ class Schedule:
             for pair in tenant.pairs
         }
         for job_id in set(self._jobs) - set(wanted):
-            if not broken:
-                self.scheduler.remove_job(job_id)
-                del self._jobs[job_id]
-                self._log.info("pair.unscheduled", pair=job_id)
+            self.scheduler.remove_job(job_id)
+            del self._jobs[job_id]
+            self._log.info("pair.unscheduled", pair=job_id)
         for job_id, (tenant, pair) in wanted.items():
             fingerprint = f"{tenant.fingerprint(pair)} {pair.every}"
             if self._jobs.get(job_id) == fingerprint:

@@ -34,6 +34,7 @@ from syncd.connector import (
     load,
 )
 from syncd.core.model import Side
+from syncd.core.plan import KindRules, When
 from syncd.engine.context import Context, PairRules, Report, System
 from syncd.engine.retry import Courier, Patience
 from syncd.engine.run import Order, Reason, execute, execute_plan
@@ -171,6 +172,16 @@ def settings_of(tenant: TenantConfig, pair: PairConfig, side: Side) -> Connectio
     )
 
 
+def rules_of(tenant: TenantConfig, pair: PairConfig) -> dict[str, KindRules]:
+    """What the planner is told of a tenant's file; a pipeline limits what it sees of deals."""
+    rules = tenant.rules(pair)
+    for kind, config in pair.kinds.items():
+        if config.pipeline is not None:
+            scope = When({**rules[kind].scope.fields, "pipeline": (config.pipeline,)})
+            rules[kind] = replace(rules[kind], scope=scope)
+    return rules
+
+
 def _open(service: Service, tenant: TenantConfig, pair: PairConfig, *, is_dry: bool) -> _Opened:
     key = (tenant.tenant, pair.name, is_dry)
     fingerprint = tenant.fingerprint(pair)
@@ -254,7 +265,7 @@ def run_pair(
     is_approved = is_approved or known.approved_at is not None or reason in ("backfill", "apply")
     order = Order(reason, is_approved, known.is_waived, is_sweep=is_sweep)
     rules = PairRules(
-        kinds=tenant.rules(pair),
+        kinds=rules_of(tenant, pair),
         limits=tenant.limits(pair),
         compare_every_seconds=tenant.compare_every.total_seconds(),
         visits=visits,

@@ -126,7 +126,9 @@ class HubSpotConnector:
         ref_sets = [frozenset({"deal", "contact"})]
         if self._schema.labels("companies").shows_prospects:
             ref_sets.append(frozenset({"deal", "company"}))
-        return self._relation_capability({name: FieldCapability(types[name]) for name in names}, tuple(ref_sets))
+        # An association holds no dates: they are shown by labels and in a line of the deal, and not read back.
+        fields = {name: FieldCapability(types[name], is_readable=name == "classification") for name in names}
+        return self._relation_capability(fields, tuple(ref_sets))
 
     @staticmethod
     def _relation_capability(

@@ -110,6 +110,8 @@ class Stages:
     first: str
     vocabulary: Mapping[str, str]
     closed: frozenset[str]
+    pipelines: Mapping[str, str] = field(default_factory=dict)
+    """Every pipeline's label by its id, since a tenant's filter may name either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +179,17 @@ class Sheet:
             is_deleted=row.get("archived") is True,
             formerly=_formerly(held.get(MERGED), id_),
             locked=self._locked(held),
-            native={
-                name: mapping.text(held.get(name), name)
-                for name in (*self.choice.watch, *(("pipeline", "dealstage") if self.kind == "deal" else ()))
-                if name in known
-            },
+            native=self._native(held, known),
             opaque={"phone": self._phone(held)} if self._knows_phone(held, known) else {},
         )
+
+    def _native(self, held: Mapping[str, object], known: set[str]) -> dict[str, str | None]:
+        """What filters ask about. A pipeline is also told by its label, as ``pipeline:label``."""
+        names = (*self.choice.watch, *(("pipeline", "dealstage") if self.kind == "deal" else ()))
+        found = {name: mapping.text(held.get(name), name) for name in names if name in known}
+        if (pipeline := found.get("pipeline")) is not None and self.stages is not None:
+            found["pipeline:label"] = self.stages.pipelines.get(pipeline)
+        return found
 
     def _values(self, held: Mapping[str, object], known: set[str]) -> dict[str, Value]:
         found: dict[str, Value] = {}

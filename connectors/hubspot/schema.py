@@ -178,7 +178,8 @@ class Schema:
         else:
             vocabulary = _usual_vocabulary(is_open, won)
         first = (is_open or [str(each.get("id")) for each in mine] or [""])[0]
-        return Stages(str(chosen.get("id")), first, vocabulary, frozenset(closed))
+        labels = {str(each.get("id")): str(each.get("label")) for each in pipelines}
+        return Stages(str(chosen.get("id")), first, vocabulary, frozenset(closed), labels)
 
     def _pipeline(self, pipelines: list[Row]) -> Row:
         wanted = self.choice("deal").pipeline

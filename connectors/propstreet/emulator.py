@@ -419,7 +419,9 @@ class PropstreetEmulator(Emulator):
                 }
                 for link in links
             ],
-            "primaryCompanyId": links[0].fields["companyId"] if links else None,
+            "primaryCompanyId": next(
+                (each.fields["companyId"] for each in links if each.fields.get("isPrimary")), None
+            ),
         }
 
     def _name_of(self, company: str) -> str | None:
@@ -536,7 +538,7 @@ class PropstreetEmulator(Emulator):
             ("GET", f"{API}/properties/{{id}}", self._getter("properties")),
         ]
 
-    def _token(self, call: Call) -> Response:
+    def _token(self, call: Call, **_: str) -> Response:
         form = call.body if isinstance(call.body, dict) else {}
         expected = {"grant_type": "client_credentials", "scope": "api:public"}
         if "urlencoded" not in call.headers.get("content-type", "") or any(

@@ -12,7 +12,7 @@ against the CRM's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -40,24 +40,31 @@ FEW: Final = 5
 RECENT_SECONDS: Final = 7200
 """How far back a listing looks for a record that was made while we were about to make it."""
 SETTLING_SECONDS: Final = 300
+MOST_CLOSED: Final = 50_000
 CLOSED_PROJECT: Final = "its project is closed in Propstreet"
 
 
 @dataclass(slots=True)
 class Writer:
-    """Carries out writes with one client. ``uses_mandate`` is learned: which name this tenant takes (14.10)."""
+    """Carries out writes with one client.
+
+    ``uses_mandate`` is learned: which name this tenant takes (14.10). ``closed`` holds projects that
+    a listing showed to be closed: nothing is sent to their prospects (14.12).
+    """
 
     client: Client
     setup: Setup
     now: Callable[[], datetime]
     uses_mandate: bool = False
-    _closed: dict[str, bool] = field(default_factory=dict)
+    closed: set[str] = field(default_factory=set)
+    _asked: dict[str, bool] = field(default_factory=dict)
 
     def write(self, writes: Sequence[Write]) -> Sequence[Outcome]:
         """See ``Connector.write``. An outage after the first outcomes leaves the rest for later."""
-        self._closed = {}
-        outcomes: list[Outcome] = []
-        todo = list(self._portions(writes))
+        self._asked = {}
+        shut = {w.key for w in writes if w.kind == "deal_contact" and _project(w) in self.closed}
+        outcomes = [Outcome(key, Verdict.REJECTED, reason=CLOSED_PROJECT) for key in sorted(shut)]
+        todo = list(self._portions([write for write in writes if write.key not in shut]))
         for at, (portion, carry_out) in enumerate(todo):
             try:
                 outcomes += carry_out(portion)
@@ -132,13 +139,21 @@ class Writer:
         return Outcome(write.key, Verdict.MISSING)
 
     def _is_closed(self, project: str) -> bool:
-        if project not in self._closed:
+        if project not in self._asked:
             try:
                 row = self.client.get(f"/projects/{segment(project)}")
-                self._closed[project] = row.get("status") in ("closed", "deleted") or bool(row.get("deletedUtc"))
+                self._asked[project] = row.get("status") in ("closed", "deleted") or bool(row.get("deletedUtc"))
             except MissingError:
-                self._closed[project] = True
-        return self._closed[project]
+                self._asked[project] = True
+        return self._asked[project]
+
+    def learn(self, deals: Iterable[Record]) -> None:
+        """Keep which projects are closed, as many as are worth their memory."""
+        for deal in deals:
+            if deal.is_deleted or not deal.locked:
+                self.closed.discard(deal.id)
+            elif len(self.closed) < MOST_CLOSED:
+                self.closed.add(deal.id)
 
     # --- creates ----------------------------------------------------------------------
 

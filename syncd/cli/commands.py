@@ -415,13 +415,10 @@ def _pairs(folder: Path, tenant: str, pair: str | None) -> list[tuple[TenantConf
     found = load(folder)
     for problem in found.problems:
         click.echo(f"syncd: {problem}", err=True)
-    mine = [each for each in found.tenants if each.tenant == tenant]
-    if not mine:
-        known = ", ".join(sorted(each.tenant for each in found.tenants)) or "none"
-        raise ConfigError(f"no usable file in {folder} is of a tenant {tenant!r}; those there are: {known}")
-    chosen = [(mine[0], each) for each in mine[0].pairs if pair is None or each.name == pair]
+    mine = found.tenant(tenant)
+    chosen = [(mine, each) for each in mine.pairs if pair is None or each.name == pair]
     if not chosen:
-        raise ConfigError(f"{tenant} has no pair {pair!r}; it has {', '.join(p.name for p in mine[0].pairs)}")
+        raise ConfigError(f"{tenant} has no pair {pair!r}; it has {', '.join(p.name for p in mine.pairs)}")
     return chosen
 
 

@@ -83,6 +83,8 @@ class Half:
     locked: Mapping[str, str] = field(default_factory=dict)
     writable: frozenset[str] = frozenset()
     """Fields that this system can write at all."""
+    unreadable: frozenset[str] = frozenset()
+    """Fields that this system can be given but never shows."""
 
     def now(self, name: str) -> Value:
         return self.values[name] if name in self.values else self.base.get(name)
@@ -92,6 +94,10 @@ class Half:
 
     def moved(self, name: str, type_: FieldType) -> bool:
         return name in self.values and not same(type_, self.values[name], self.base.get(name))
+
+    def is_stranger(self, name: str) -> bool:
+        """Nothing was ever told of a field that could be told: there is nothing yet to compare with."""
+        return name not in self.values and name not in self.base and name not in self.unreadable
 
     def lock(self, name: str) -> str | None:
         return self.locked.get(name) or self.locked.get("*")
@@ -203,9 +209,9 @@ def _decide(name: str, type_: FieldType, left: Half, right: Half, policy: Policy
         return _union(name, left, right)
     if left_moved and right_moved:
         return _settle(name, left, right, policy.conflict, settled)
-    if left_moved:
+    if left_moved and not right.is_stranger(name):
         return _Verdict({Side.RIGHT: Step(on_left, "moved in propstreet")})
-    if right_moved:
+    if right_moved and not left.is_stranger(name):
         return _Verdict({Side.LEFT: Step(on_right, "moved in crm")})
     # Neither moved: the sides differ for good, because one cannot hold the other's value.
     return _NOTHING

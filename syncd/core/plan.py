@@ -31,7 +31,13 @@ class When:
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def admits(self, record: Record) -> bool:
-        return all((record.native.get(name) or "") in allowed for name, allowed in self.fields.items())
+        """A field that the record does not tell shuts nobody out; ``NAME:label`` is another word for its value."""
+        return all(
+            name not in record.native
+            or (record.native[name] or "") in allowed
+            or (record.native.get(f"{name}:label") or "") in allowed
+            for name, allowed in self.fields.items()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +85,10 @@ class Sighted:
     base_refs: str | None = None
     """``ref_key`` of the references when last in step."""
 
-    def half(self, writable: frozenset[str], values: Values) -> Half:
-        return Half(values, self.base, self.record.modified_at, self.record.locked, writable)
+    def half(self, fields: Fields, side: Side) -> Half:
+        record = self.record
+        writable, unreadable = fields.writable(side), fields.unreadable(side)
+        return Half(record.values, self.base, record.modified_at, record.locked, writable, unreadable)
 
     @property
     def address(self) -> Address:
@@ -96,6 +104,11 @@ class Fields:
     right_writable: frozenset[str]
     left_creatable: frozenset[str]
     right_creatable: frozenset[str]
+    left_unreadable: frozenset[str] = frozenset()
+    right_unreadable: frozenset[str] = frozenset()
+
+    def unreadable(self, side: Side) -> frozenset[str]:
+        return self.left_unreadable if side is Side.LEFT else self.right_unreadable
 
     def writable(self, side: Side) -> frozenset[str]:
         return self.left_writable if side is Side.LEFT else self.right_writable
@@ -178,8 +191,8 @@ def _merge(
     policies = {name: rules.policies.get(name, rules.default) for name in fields.types}
     return merge(
         fields.types,
-        left.half(fields.left_writable, left.record.values),
-        right.half(fields.right_writable, right.record.values),
+        left.half(fields, Side.LEFT),
+        right.half(fields, Side.RIGHT),
         policies,
         settled,
     )
@@ -203,7 +216,7 @@ def _after_deletion(
 ) -> Decision:
     """One side is gone. The edit wins over the deletion; else the tenant's rule for that direction holds."""
     alive = sides[gone.other]
-    half = alive.half(frozenset(), alive.record.values)
+    half = alive.half(fields, gone.other)
     edited = sorted(name for name, type_ in fields.types.items() if half.moved(name, type_))
     if settled is gone.other or (edited and settled is None and not alive.record.locked.get("*")):
         why = "kept by a person's word" if settled else "edited after it was deleted"

@@ -130,6 +130,8 @@ class Context:
                 frozenset(name for name in types if right[name].is_writable),
                 frozenset(name for name in types if left[name].is_creatable),
                 frozenset(name for name in types if right[name].is_creatable),
+                frozenset(name for name in types if not left[name].is_readable),
+                frozenset(name for name in types if not right[name].is_readable),
             )
         return self._fields[kind]
 

@@ -747,6 +747,7 @@ class Store:
                     values[f"{side}_base"] = freeze(base)
                 keys = sorted(_keys(record))
                 if side in link.moved or side in seen:
+                    record = _completed(record, sighted.record)
                     values |= _seen_of(side, record) | {f"{side}_keys": keys}
                     if _tells(base, sighted.base_refs, record, is_new_refs=bool(agreed) or not record.refs):
                         self._drop_sightings(tx, side, link.kind, [sighted.record.id])
@@ -1058,6 +1059,20 @@ def _first_seen(side: Side, row: Row[Any]) -> dict[str, object]:
         f"{side}_version": row.version,
         f"{side}_modified_at": row.modified_at,
     }
+
+
+def _completed(record: Record, before: Record) -> Record:
+    """A record as a write's answer tells it, which may be in part, with what was known of the rest."""
+    if record is before:
+        return record
+    return replace(
+        record,
+        refs=record.refs or before.refs,
+        parent=record.parent or before.parent,
+        locked={**before.locked, **record.locked},
+        native={**before.native, **record.native},
+        opaque={**before.opaque, **record.opaque},
+    )
 
 
 def _record(kind: str, row: Row[Any], prefix: str = "") -> Record:

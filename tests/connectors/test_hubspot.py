@@ -252,7 +252,11 @@ def test_a_deal_goes_there_and_comes_back(connector: HubSpotConnector, hub: HubS
     assert dict(record.values) == DEAL
     again = connector.read("deal", [Address(record.id)])[record.id]
     assert {name: again.values[name] for name in DEAL} == DEAL
-    assert again.native == {"pipeline": "default", "dealstage": "presentationscheduled"}
+    assert again.native == {
+        "pipeline": "default",
+        "pipeline:label": "Sales Pipeline",
+        "dealstage": "presentationscheduled",
+    }
     assert again.values["property_tenure"] is None
 
 
@@ -294,7 +298,7 @@ def test_a_chosen_pipeline_and_its_stages_are_found_by_label(hub: HubSpotEmulato
     connector = connect(settings(hub, deal=choice), StubWire(), clock)
     assert connector.capabilities().kinds["deal"].fields["stage"].vocabulary == {"none": "901", "published": "902"}
     record = done(connector.write([create("deal", "d-1", {"name": "A", "stage": "902"})]))
-    assert record.native == {"pipeline": "77", "dealstage": "902"}
+    assert record.native == {"pipeline": "77", "pipeline:label": "Real estate", "dealstage": "902"}
     assert done(connector.write([create("deal", "d-2", {"name": "B"})])).values["stage"] == "901"
     elsewhere = hub.add("deals", {"dealname": "C", "dealstage": "qualifiedtobuy"})
     other = connector.read("deal", [Address(elsewhere)])[elsewhere]
