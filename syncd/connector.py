@@ -146,8 +146,8 @@ class FieldCapability:
     type: FieldType
     is_writable: bool = True
     is_creatable: bool = True
-    is_readable: bool = True
     vocabulary: Mapping[str, str] | None = None
+    is_readable: bool = True
 
 
 @dataclass(frozen=True, slots=True)

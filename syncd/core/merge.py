@@ -20,6 +20,10 @@ from syncd.core.mapping import same
 from syncd.core.model import FieldType, Side, Value, Values
 
 
+#: The rule that stands behind a field when a person settled its conflict.
+BY_PERSON: Final = "a person's word"
+
+
 class Flow(StrEnum):
     """Where a field's value may travel."""
 
@@ -262,7 +266,7 @@ def _set(value: Value) -> frozenset[str]:
 
 def _settle(name: str, left: Half, right: Half, rule: OnConflict, settled: Side | None) -> _Verdict:
     winner = settled or resolve(rule, left.modified_at, right.modified_at)
-    said = "a person's word" if settled else rule.value
+    said = BY_PERSON if settled else rule.value
     on_left, on_right = left.now(name), right.now(name)
     base = left.base.get(name) if left.base.get(name) is not None else right.base.get(name)
     conflict = FieldConflict(name, base, on_left, on_right, winner, said)

@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from syncd.core.match import ref_key
 from syncd.core.merge import Half, Merged, OnConflict, Policy, Step, merge
-from syncd.core.model import RELATIONS, Address, FieldType, LinkState, Record, Side, Values, Verb
+from syncd.core.model import RELATIONS, Address, FieldType, LinkState, Record, Side, Value, Values, Verb
 
 
 class OnDelete(StrEnum):
@@ -190,12 +190,24 @@ def _merge(
 ) -> Merged:
     policies = {name: rules.policies.get(name, rules.default) for name in fields.types}
     return merge(
-        fields.types,
+        {name: type_ for name, type_ in fields.types.items() if not _is_known_alias(name, left, right)},
         left.half(fields, Side.LEFT),
         right.half(fields, Side.RIGHT),
         policies,
         settled,
     )
+
+
+def _is_known_alias(name: str, left: Sighted, right: Sighted) -> bool:
+    """Two people's records met by an additional address: which one is the first is each system's own affair."""
+    if name != "email" or name in left.base or name in right.base:
+        return False
+    here, there = left.record.values, right.record.values
+    return here.get(name) in _set(there.get("other_emails")) or there.get(name) in _set(here.get("other_emails"))
+
+
+def _set(value: Value) -> frozenset[str]:
+    return value if isinstance(value, frozenset) else frozenset()
 
 
 def _standing(left: Sighted, right: Sighted) -> tuple[LinkState, str]:

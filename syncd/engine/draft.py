@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from syncd.core.guard import Census
 from syncd.core.mapping import show
 from syncd.core.match import Review, Suspect, keys_of, match, ref_key
-from syncd.core.merge import FieldConflict, Half, Merged, translated
+from syncd.core.merge import BY_PERSON, FieldConflict, Half, Merged, translated
 from syncd.core.model import RELATIONS, Address, Json, LinkState, Record, Side, Value
 from syncd.core.plan import Decision, Operation, Sighted, decide, welcome
 from syncd.engine.context import Context
@@ -90,7 +90,7 @@ def draft_kind(draft: Draft, kind: str) -> None:
 
 
 def _match_kind(ctx: Context, kind: str) -> None:
-    chosen = [(left_id, right_id, "a person's word") for left_id, right_id in ctx.store.chosen(kind)]
+    chosen = [(left_id, right_id, BY_PERSON) for left_id, right_id in ctx.store.chosen(kind)]
     ctx.store.make_links(kind, chosen, ctx.now())
     ctx.report.linked[kind] += len(chosen)
     never = ctx.store.never(kind)
@@ -194,10 +194,35 @@ def _plan_links(draft: Draft, kind: str) -> None:
     after = 0
     while rows := ctx.store.unsettled(kind, after, CHUNK, ctx.now(), with_marks=can_mark):
         after = rows[-1].id
+        rows = _under_locked_deals(ctx, kind, rows)
         right_refs = _right_refs(ctx, kind, rows)
         with ctx.store.transaction():
             for row in rows:
                 _plan_link(draft, row, right_refs.get(row.id), can_mark=can_mark)
+
+
+def _under_locked_deals(ctx: Context, kind: str, rows: list[LinkRow]) -> list[LinkRow]:
+    """What stands below a deal that must not be written must not be written either."""
+    if kind != "deal_contact":
+        return rows
+    locks = {side: _deal_locks(ctx, side, [row.side(side).record for row in rows]) for side in Side}
+    return [
+        replace(row, left=_locked(row.left, locks[Side.LEFT]), right=_locked(row.right, locks[Side.RIGHT]))
+        for row in rows
+    ]
+
+
+def _locked(sighted: Sighted, locks: Mapping[str, str]) -> Sighted:
+    reason = locks.get(sighted.record.refs.get("deal", ""))
+    if reason is None:
+        return sighted
+    return replace(sighted, record=replace(sighted.record, locked={**sighted.record.locked, "*": reason}))
+
+
+def _deal_locks(ctx: Context, side: Side, records: Sequence[Record]) -> dict[str, str]:
+    """The deals among these records' references that must not be written, with the reason."""
+    deals = ctx.store.sighted(side, "deal", {ref for record in records if (ref := record.refs.get("deal"))})
+    return {id_: f"its deal is {deal.locked['*']}" for id_, deal in deals.items() if "*" in deal.locked}
 
 
 def _right_refs(ctx: Context, kind: str, rows: Sequence[LinkRow]) -> dict[int, dict[str, str]]:
@@ -239,7 +264,9 @@ def _plan_link(draft: Draft, row: LinkRow, right_refs: Mapping[str, str] | None,
     elif (row.state, row.reason) != (decision.state, decision.reason):
         ctx.store.settle(row, {}, {}, state=decision.state, reason=decision.reason)
     _note_conflicts(ctx, row, decision)
-    conflicts = [_lost(row, each) for each in decision.merged.conflicts if each.winner is not None]
+    # One that a person settled was written down, with both values, when it began to wait.
+    settled = [each for each in decision.merged.conflicts if each.winner is not None and each.rule != BY_PERSON]
+    conflicts = [_lost(each) for each in settled]
     is_marking = can_mark and is_both_alive and not row.is_marked and decision.state is not LinkState.DEAD
     for operation in decision.operations:
         if is_marking and operation.verb == "update" and operation.side is Side.RIGHT:
@@ -313,7 +340,7 @@ def _note_conflicts(ctx: Context, row: LinkRow, decision: Decision) -> None:
     ctx.report.conflicts[row.kind] += len(waiting)
 
 
-def _lost(row: LinkRow, conflict: FieldConflict) -> dict[str, Json]:
+def _lost(conflict: FieldConflict) -> dict[str, Json]:
     """A conflict that a rule settled, to be kept with the losing value once the write is done."""
     return {
         "field": conflict.field,
@@ -355,6 +382,7 @@ def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record]) 
     crowded = _crowded(draft, kind, side, records)
     other = ctx.systems[side.other].kind(kind)
     verdicts: dict[str, tuple[str, str]] = {}
+    locked = _locked_counterparts(ctx, kind, side, records)
     vocabulary = ctx.vocabulary(kind) if side is Side.LEFT else {}
     for record in _primary_first(records):
         answer = welcome(
@@ -368,11 +396,27 @@ def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record]) 
         if answer.operation is None:
             verdicts[record.id] = ("waiting" if answer.is_waiting else "excluded", answer.reason)
             continue
+        if (reason := locked.get(record.refs.get("deal", ""))) is not None:
+            verdicts[record.id] = ("excluded", reason)
+            continue
         if other.one_per is not None and not crowded.admit(record.refs.get(other.one_per)):
             verdicts[record.id] = ("excluded", f"the other system holds one {kind} per {other.one_per}")
             continue
         draft.add(answer.operation, {}, record, None)
     ctx.store.shelve(side, kind, verdicts)
+
+
+def _locked_counterparts(ctx: Context, kind: str, side: Side, records: Sequence[Record]) -> dict[str, str]:
+    """Deals of ``side`` whose counterparts take nothing any more, with the reason."""
+    if kind != "deal_contact":
+        return {}
+    there = ctx.store.counterparts("deal", side, {record.refs.get("deal", "") for record in records})
+    deals = ctx.store.sighted(side.other, "deal", there.values())
+    return {
+        id_: f"its deal is {deals[other].locked['*']}"
+        for id_, other in there.items()
+        if other in deals and "*" in deals[other].locked
+    }
 
 
 def _primary_first(records: Sequence[Record]) -> list[Record]:

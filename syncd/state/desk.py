@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, func, insert, or_, select, update
 
+from syncd.core.merge import BY_PERSON
 from syncd.core.model import Json, LinkState, Side
 from syncd.errors import NotFoundError
 from syncd.state import schema as s
@@ -217,7 +218,7 @@ def settle_conflict(engine: Engine, conflict_id: str, winner: Side, at: datetime
         tx.execute(
             update(s.conflict)
             .where(s.conflict.c.id == row.id)
-            .values(settled_at=at, decided="a person's word", winner=str(winner))
+            .values(settled_at=at, decided=BY_PERSON, winner=str(winner))
         )
         link = tx.execute(
             select(s.link).where(

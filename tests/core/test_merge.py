@@ -114,9 +114,13 @@ def test_a_conflict_keeps_both_values_and_a_held_one_is_written_nowhere(
 def test_a_side_that_says_nothing_is_given_what_moved_on_the_other() -> None:
     """An absent field counts as unmoved: it is written when the other side moves, and never read as empty."""
     left = Half({"text": "b"}, {"text": "a"}, LATE, {}, WRITABLE)
-    silent = Half({}, {}, EARLY, {}, WRITABLE)
+    silent = Half({}, {"text": None}, EARLY, {}, WRITABLE)
     merged = merge({"text": FieldType.TEXT}, left, silent, {})
     assert plain(merged.to_right) == {"text": "b"}
+    stranger = Half({}, {}, EARLY, {}, WRITABLE)
+    assert not merge({"text": FieldType.TEXT}, left, stranger, {}).to_right
+    never_shown = Half({}, {}, EARLY, {}, WRITABLE, frozenset({"text"}))
+    assert plain(merge({"text": FieldType.TEXT}, left, never_shown, {}).to_right) == {"text": "b"}
     quiet = merge({"text": FieldType.TEXT}, Half({"text": "a"}, {"text": "a"}), silent, {})
     assert not quiet.to_left
     assert not quiet.to_right

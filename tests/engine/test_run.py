@@ -12,6 +12,7 @@ from syncd.core.merge import OnConflict, Policy
 from syncd.core.model import Money, Side
 from syncd.core.plan import KindRules, OnDelete
 from syncd.errors import HaltedError, PlanMovedError
+from syncd.state import desk
 from syncd.state import schema as s
 from syncd.testing.memory import MemoryFault
 from tests.engine.world import World, rules
@@ -362,3 +363,60 @@ def test_every_written_field_is_in_the_change_log(world: World) -> None:
     world.run()
     row = next(r for r in world.rows(s.change_log) if r.field == "first_name" and r.verb == "update")
     assert (row.side, row.old, row.new, row.rule) == (str(Side.RIGHT), "Anna", "Maria", "moved in propstreet")
+
+
+def test_two_records_met_by_an_additional_address_keep_their_first_ones(world: World) -> None:
+    """Which address comes first is each system's own affair; meeting by the second one is no conflict."""
+    left = world.hub.add("contact", {"email": "anna@home.se", "first_name": "Anna"})
+    right = world.crm.add("contact", {"email": "anna@work.se", "other_emails": frozenset({"anna@home.se"})})
+    world.settle()
+    assert world.links("contact") == {left: right}
+    assert world.hub.get("contact", left).values["email"] == "anna@home.se"
+    assert world.crm.get("contact", right).values["email"] == "anna@work.se"
+    assert world.rows(s.conflict) == []
+    world.crm.edit("contact", right, email="anna@new.se")
+    world.settle()
+    assert world.hub.get("contact", left).values["email"] == "anna@new.se"
+
+
+def test_nothing_is_written_below_a_closed_deal(world: World) -> None:
+    """Prospects of a closed project are neither added nor changed nor removed; they are listed with the reason."""
+    ids = seed(world)
+    other = world.hub.add("contact", {"email": "bo@nordhaus.se"})
+    world.run()
+    world.hub.change("deal", ids["deal"], locked={"*": "closed in Propstreet"})
+    world.settle()
+    role = world.crm.all("deal_contact")[0]
+    world.crm.edit("deal_contact", role.id, classification="bidder")
+    world.crm.add("deal_contact", {}, refs={**role.refs, "contact": world.links("contact")[other]})
+    world.settle()
+    assert len(world.hub.all("deal_contact")) == 1
+    assert world.hub.get("deal_contact", ids["prospect"]).values["classification"] == "interested"
+    assert [reason for _, reason in world.states("deal_contact").values()] == ["its deal is closed in Propstreet"]
+
+
+def test_an_answer_in_a_review_is_carried_out_by_the_next_run(world: World) -> None:
+    """same links the two, create makes a new one, never keeps them apart for good."""
+    left = world.hub.add("contact", {"email": "anna@x.se"})
+    twins = [world.crm.add("contact", {"email": "anna@x.se"}) for _ in range(2)]
+    world.run()
+    review = next(row for row in world.rows(s.match_review) if row.side == "left")
+    desk.answer_review(world.engine, f"r{review.id}", "same", twins[1], world.clock())
+    world.settle()
+    assert world.links("contact")[left] == twins[1]
+
+
+def test_a_held_conflict_is_settled_by_a_persons_word(engine: Engine) -> None:
+    """hold waits; the answer is carried out by the next run and the conflict is closed."""
+    world = World(engine, kinds=rules(contact=KindRules(default=Policy(conflict=OnConflict.HOLD))))
+    ids = seed(world)
+    world.run()
+    crm_contact = world.links("contact")[ids["contact"]]
+    world.hub.edit("contact", ids["contact"], first_name="left")
+    world.crm.edit("contact", crm_contact, first_name="right")
+    world.run()
+    conflict = world.rows(s.conflict)[0]
+    desk.settle_conflict(world.engine, f"c{conflict.id}", Side.RIGHT, world.clock())
+    world.settle()
+    assert world.hub.get("contact", ids["contact"]).values["first_name"] == "right"
+    assert [row.decided for row in world.rows(s.conflict)] == ["a person's word"]
