@@ -123,19 +123,22 @@ class Client:
             raise ContractError(f"GET {_shape(path)}: an answer without a body")
         return row
 
-    def pages(self, path: str, params: Mapping[str, str], *, is_strict: bool = True) -> Iterator[Listed]:
+    def rows(self, path: str) -> Sequence[Row]:
+        """A list that takes no parameters and may come without any word on paging. Raises MissingError."""
+        return _page(self.get(path), path, is_strict=False)[0]
+
+    def pages(self, path: str, params: Mapping[str, str]) -> Iterator[Listed]:
         """A list, page by page, deleted rows included.
 
         All parameters go with the cursor (14.17). More without a cursor, or a cursor that comes
         back, raises ContractError: an end that is not one must not pass for the end (14.1).
-        Without ``is_strict`` a list may come without any word on paging.
         """
         fixed = [*params.items(), ("page_size", str(PAGE_SIZE))]
         cursor: str | None = None
         seen: set[str] = set()
         while True:
             body = self.get(path, dict(fixed if cursor is None else [*fixed, ("cursor", cursor)]))
-            rows, cursor = _page(body, path, is_strict=is_strict)
+            rows, cursor = _page(body, path, is_strict=True)
             if cursor is not None:
                 if cursor in seen:
                     raise ContractError(f"GET {_shape(path)}: a cursor came back")

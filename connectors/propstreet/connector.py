@@ -38,7 +38,7 @@ from syncd.connector import (
     Write,
 )
 from syncd.core.mapping import Refusal, UnfitValueError
-from syncd.core.model import KINDS, Address, Record, Values, Verb
+from syncd.core.model import KINDS, Address, Record, Values, Verb, is_safe_id
 from syncd.core.watermark import advance, less
 from syncd.errors import ConfigError, ContractError, MissingError
 
@@ -254,9 +254,7 @@ class PropstreetConnector:
             yield Page("deal_contact", (), parent=parent.id, is_last=True)
             return
         records, refused, clock = self._translate("deal_contact", whole, parent.id)
-        yield Page(
-            "deal_contact", records, refused, clock, parent.id, complete_parents=(parent.id,), is_last=True
-        )  # fmt: skip
+        yield Page("deal_contact", records, refused, clock, parent.id, (parent.id,), is_last=True)
 
     # --- deals and their properties ---------------------------------------------------
 
@@ -285,10 +283,11 @@ class PropstreetConnector:
             if moved:
                 shown |= {record.id for record in page.records}
             records = tuple(self._with_property(each, properties, holders) for each in page.records)
-            clock = advance(page.clock, [properties.clock]) if is_last else page.clock
+            clock = advance(page.clock, [properties.clock]) if is_last and not moved else page.clock
             yield replace(page, records=records, clock=clock, is_last=is_last)
         if moved:
             yield from self._pull_holders(sorted(moved), properties, shown, request)
+            yield Page("deal", (), clock=properties.clock)
 
     def _list_properties(self, properties: _Properties, watermark: str | None, request: Pull) -> None:
         try:
@@ -315,10 +314,9 @@ class PropstreetConnector:
         path = f"{PATHS['deal']}/{segment(project)}{_PROPERTIES}"
         clock = properties.clock
         try:
-            for page in self._client.pages(path, {}, is_strict=False):
-                for row in page.rows:
-                    if _id(row) == id_:
-                        properties.keep(row)
+            for row in self._client.rows(path):
+                if _id(row) == id_:
+                    properties.keep(row)
         except MissingError:
             return
         properties.clock = clock  # An old property of a new link says nothing about what was listed.
@@ -338,15 +336,17 @@ class PropstreetConnector:
             return
         found = [self._read_one("deal", address) for address in wanted.values()]
         records = [record for record in found if record is not None]
-        yield Page("deal", tuple(self._with_property(each, properties, frozenset()) for each in records), is_last=True)
+        yield Page("deal", tuple(self._with_property(each, properties, frozenset()) for each in records))
 
     # --- reading by id ----------------------------------------------------------------
 
     def read(self, kind: str, addresses: Sequence[Address]) -> Mapping[str, Record]:
-        """See ``Connector.read``. What is there but cannot be read is left out."""
+        """See ``Connector.read``. What is there but cannot be read is left out; an unsafe id names nothing."""
+        unsafe = [each for each in addresses if not (is_safe_id(each.id) and is_safe_id(each.parent or each.id))]
+        found = {each.id: Record(kind, each.id, {}, parent=each.parent, is_deleted=True) for each in unsafe}
+        addresses = [each for each in addresses if each not in unsafe]
         if kind == "deal_contact":
-            return self._read_prospects(addresses)
-        found: dict[str, Record] = {}
+            return found | self._read_prospects(addresses)
         for address in addresses:
             record = self._read_one(kind, address)
             if record is not None:

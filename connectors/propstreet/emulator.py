@@ -625,6 +625,7 @@ class PropstreetEmulator(Emulator):
         return handler
 
     def _linked_properties(self, call: Call, **params: str) -> Response:
+        _query(call, frozenset())
         project = self._visible(self._row("projects", params["project"]))
         if not self.has_properties:
             return self.not_found(call)

@@ -22,7 +22,7 @@ from connectors.propstreet.client import Client, ForbiddenError, Method, RaceErr
 from connectors.propstreet.fields import PATHS, Setup
 from syncd.connector import Outcome, Verdict, Write
 from syncd.core.mapping import UnfitValueError, email, identifier, iso_z, number
-from syncd.core.model import Address, Json, Record
+from syncd.core.model import Address, Json, Record, is_safe_id
 from syncd.errors import (
     MissingError,
     RejectedError,
@@ -62,9 +62,9 @@ class Writer:
     def write(self, writes: Sequence[Write]) -> Sequence[Outcome]:
         """See ``Connector.write``. An outage after the first outcomes leaves the rest for later."""
         self._asked = {}
-        shut = {w.key for w in writes if w.kind == "deal_contact" and _project(w) in self.closed}
-        outcomes = [Outcome(key, Verdict.REJECTED, reason=CLOSED_PROJECT) for key in sorted(shut)]
-        todo = list(self._portions([write for write in writes if write.key not in shut]))
+        hopeless = {write.key: reason for write in writes if (reason := self._hopeless(write))}
+        outcomes = [Outcome(key, Verdict.REJECTED, reason=reason) for key, reason in hopeless.items()]
+        todo = list(self._portions([write for write in writes if write.key not in hopeless]))
         for at, (portion, carry_out) in enumerate(todo):
             try:
                 outcomes += carry_out(portion)
@@ -76,6 +76,12 @@ class Writer:
                 outcomes += [Outcome(w.key, Verdict.RETRY, reason="outage") for rest, _ in todo[at + 1 :] for w in rest]
                 return outcomes
         return outcomes
+
+    def _hopeless(self, write: Write) -> str:
+        """Why a write is not even tried; empty if it is."""
+        if not _is_addressed(write):
+            return "it names an id that is none"
+        return CLOSED_PROJECT if write.kind == "deal_contact" and _project(write) in self.closed else ""
 
     def _portions(
         self, writes: Sequence[Write]
@@ -581,7 +587,7 @@ class Writer:
         found: dict[str, Record] = {}
         projects: dict[str, list[Write]] = {}
         recent: list[Write] = []
-        for write in writes:
+        for write in filter(_is_addressed, writes):
             if write.kind == "deal_contact":
                 projects.setdefault(_project(write), []).append(write)
             elif write.kind == "company":
@@ -662,6 +668,13 @@ def _project(write: Write) -> str:
     if write.address is not None and write.address.parent:
         return write.address.parent
     return write.refs.get("deal", "")
+
+
+def _is_addressed(write: Write) -> bool:
+    """True if no id of a write could escape from a URL."""
+    address = write.address
+    ids = [*write.refs.values(), *((address.id, address.parent) if address is not None else ())]
+    return all(is_safe_id(each) for each in ids if each is not None)
 
 
 def _address(write: Write) -> Address:

@@ -19,7 +19,6 @@ from typing import Final
 from syncd.core.mapping import same
 from syncd.core.model import FieldType, Side, Value, Values
 
-
 #: The rule that stands behind a field when a person settled its conflict.
 BY_PERSON: Final = "a person's word"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Literal, TypeVar
@@ -613,6 +614,26 @@ def test_a_delta_reads_deals_again_whose_property_moved_and_leaves_the_others_al
     assert f"GET /projects/{other}/properties" in world.paths(before)
 
 
+def test_very_many_deals_of_moved_properties_are_listed_and_not_read_one_by_one(world: World) -> None:
+    property_ = _property(world)
+    holders = [Address(world.project(properties=[property_])) for _ in range(21)]
+    world.clock.advance(1000)
+    world.project()
+    watermark = world.pull("deal")[-1].clock
+    world.clock.advance(1000)
+    world.emulator.edit("properties", property_, {"name": "Ny"})
+    before = len(world.emulator.log)
+    pages = world.pull("deal", watermark, holders=lambda key, ids: holders)
+    found = records(pages)
+    assert {found[each.id].values["property_name"] for each in holders} == {"Ny"}
+    assert pages[-1].clock == world.emulator.get("properties", property_)["updatedUtc"]
+    assert [path for path in world.paths(before) if "token" not in path] == [
+        "GET /properties",
+        "GET /projects",
+        "GET /projects",
+    ]
+
+
 def test_an_account_without_properties_says_nothing_of_them(world: World) -> None:
     property_ = _property(world)
     id_ = world.project(properties=[property_])
@@ -1114,6 +1135,21 @@ def test_a_write_to_what_is_gone_is_missing(world: World) -> None:
     record = world.one("contact", person)
     world.emulator.remove("contacts", person)
     assert sent(world, write("contact", "update", {"last_name": "B"}, record))[0].verdict is Verdict.MISSING
+
+
+@pytest.mark.parametrize("bad", ["../auth/clients", "a/b", "", "a?b=c"])
+def test_an_unsafe_id_is_never_sent(world: World, bad: str) -> None:
+    project, person = world.project(), world.person()
+    prospect = world.emulator.add("prospects", {"contactId": person}, parent=project)
+    record = world.one("deal_contact", prospect, project)
+    before = len(world.emulator.log)
+    hostile = replace(write("deal_contact", "update", {"classification": "bidder"}, record), address=Address("1", bad))
+    ends = replace(_add(project, person), refs={"deal": project, "contact": bad})
+    assert {each.verdict for each in world.connector.write([hostile])} == {Verdict.REJECTED}
+    assert {each.verdict for each in world.connector.write([ends])} == {Verdict.REJECTED}
+    assert world.connector.find([ends]) == {}
+    assert all(each.is_deleted for each in world.connector.read("contact", [Address(bad)]).values())
+    assert len(world.emulator.log) == before
 
 
 def test_a_closed_deal_comes_back_stale_so_that_it_is_read_as_locked(world: World) -> None:
