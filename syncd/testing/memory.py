@@ -72,6 +72,8 @@ class MemorySystem:
     account_id: str = "memory"
     normalise: Callable[[str, Value], Value] = lambda name, value: value
     refuses: Callable[[Write], str | None] = lambda write: None
+    on_write: Callable[[str], None] = lambda moment: None
+    """Called ``before`` and ``after`` the effect of each batch; what it raises kills the process there."""
     vocabulary: Mapping[str, str] | None = None
     records: dict[tuple[str, str], Stored] = field(default_factory=dict)
     faults: list[MemoryFault] = field(default_factory=list)
@@ -324,6 +326,7 @@ class MemoryConnector:
     def _write_all(self, writes: Sequence[Write]) -> list[Outcome]:
         system = self.system
         system.calls.append((f"write {writes[0].verb}", writes[0].kind, len(writes)))
+        system.on_write("before")
         fault = system.fault("write")
         if fault is not None and fault.kind == "before":
             raise TransientError("in memory: refused before any effect", is_sent=False)
@@ -331,6 +334,7 @@ class MemoryConnector:
         if refusals and len(writes) > 1:
             raise RejectedError("in memory: one of the batch is refused")
         outcomes = [self._write_one(write, refusals.get(write.key)) for write in writes]
+        system.on_write("after")
         if fault is not None and fault.kind == "after":
             raise TransientError("in memory: the answer was lost", is_sent=True)
         return outcomes

@@ -1,0 +1,157 @@
+"""The brakes, the watermark, and what values mean."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from syncd.core import mapping
+from syncd.core.guard import Census, Limit, Limits, brakes, shrunken
+from syncd.core.mapping import UnfitValueError
+from syncd.core.merge import Step
+from syncd.core.model import Address, FieldType, Money, Side, Value, Verb, is_safe_id
+from syncd.core.plan import Operation
+from syncd.core.watermark import advance, less
+
+
+def census(verb: Verb, count: int, *, value: Value = None, before: Value = "x") -> Census:
+    found = Census()
+    operation = Operation("deal", verb, Side.RIGHT, "1", Address("2"), {"name": Step(value, "")})
+    for _ in range(count):
+        found.count(operation, {"name": before})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (census("delete", 6), "would delete 6 deal of 40 linked (crm)"),
+        (census("create", 201), "would create 201 deal beside 40 linked (crm)"),
+        (census("update", 11), "would empty fields of 11 deal of 40 linked (crm)"),
+        (census("update", 101, value="new"), "would change name on 101 deal of 40 linked (crm)"),
+    ],
+)
+def test_a_plan_past_a_limit_waits_with_its_reason(found: Census, reason: str) -> None:
+    """Mass deletion, creation, blanking, one field on most records: each names count, kind and side."""
+    assert brakes(found, {"deal": 40}, Limits(), is_approved=True) == (reason,)
+
+
+@pytest.mark.parametrize("found", [census("delete", 5), census("create", 200), census("update", 10)])
+def test_a_plan_within_the_limits_runs(found: Census) -> None:
+    """A handful is always allowed."""
+    assert brakes(found, {"deal": 40}, Limits(), is_approved=True) == ()
+
+
+def test_a_first_run_waits_and_an_empty_plan_never_does() -> None:
+    """Approval is asked for only when there is something to approve."""
+    assert brakes(census("update", 1), {}, Limits(), is_approved=False) == (
+        "the first run of this pair waits for approval",
+    )
+    assert brakes(Census(), {}, Limits(), is_approved=False) == ()
+
+
+@pytest.mark.parametrize(
+    ("vanished", "known", "is_believed"), [(0, 0, True), (1, 1, True), (3, 3, False), (3, 20, True), (30, 100, False)]
+)
+def test_a_listing_that_lost_too_much_is_not_believed(vanished: int, known: int, is_believed: bool) -> None:
+    """An emptied or shrunken listing halts."""
+    assert (shrunken("deal", Side.LEFT, vanished, known, Limits()) is None) == is_believed
+
+
+def test_a_share_lets_large_tenants_work() -> None:
+    """A limit is the larger of its floor and its share of what is linked."""
+    assert Limit(5, 0.1).allows(100, 1000)
+    assert not Limit(5, 0.1).allows(101, 1000)
+
+
+@given(
+    st.lists(st.sampled_from(["2026-01-01T00:00:00Z", "2026-01-02T00:00:00.1234567Z", "2026-01-02T00:00:00.1234568Z"]))
+)
+def test_a_watermark_is_the_latest_of_what_was_seen_and_never_goes_back(clocks: list[str]) -> None:
+    """Digits finer than ours count; the string stays as the remote gave it."""
+    start = "2026-01-02T00:00:00.1234567Z"
+    assert advance(start, clocks) == max([start, *clocks])
+
+
+def test_an_overlap_is_cut_and_never_rounded_up() -> None:
+    """Seven digits become six, downwards."""
+    assert less("2026-01-02T00:00:00.1234569Z", 60) == "2026-01-01T23:59:00.123456Z"
+
+
+@pytest.mark.parametrize(
+    ("type_", "one", "other", "are_same"),
+    [
+        (FieldType.PHONE, "+46701234567", "070-123 45 67", True),
+        (FieldType.PHONE, "+46701234567", "070-123 45 68", False),
+        (FieldType.PHONE, "1234", "4", False),
+        (FieldType.TEXT, "Kv.  Svalan", "Kv. Svalan", True),
+        (FieldType.TEXT, "a", None, False),
+        (FieldType.INSTANT, datetime(2026, 1, 1, 1, 1, 1, 5, UTC), datetime(2026, 1, 1, 1, 1, 1, tzinfo=UTC), True),
+        (FieldType.MONEY, Money(Decimal("1.50"), "SEK"), Money(Decimal("1.5"), "SEK"), True),
+        (FieldType.MONEY, Money(Decimal(1), "SEK"), Money(Decimal(1), "EUR"), False),
+        (FieldType.NUMBER, Decimal("5"), Decimal("5.0"), True),
+    ],
+)
+def test_each_type_has_its_own_notion_of_equal(type_: FieldType, one: Value, other: Value, are_same: bool) -> None:
+    """Lenient exactly where systems rewrite what they are given, and symmetric."""
+    assert mapping.same(type_, one, other) is are_same
+    assert mapping.same(type_, other, one) is are_same
+
+
+values = st.one_of(
+    st.none(), st.booleans(), st.text(max_size=20),
+    st.decimals(allow_nan=False, allow_infinity=False, places=4, min_value=-(10**12), max_value=10**12),
+    st.builds(Money, st.decimals(allow_nan=False, allow_infinity=False, places=2, max_value=10**15), st.just("SEK")),
+    st.datetimes(timezones=st.just(UTC)), st.dates(), st.frozensets(st.text(max_size=5)),
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.text(max_size=5), values))
+def test_what_is_kept_comes_back_the_same(stored: dict[str, Value]) -> None:
+    """A base survives the database in type and value."""
+    assert mapping.thaw(mapping.freeze(stored)) == stored
+
+
+@pytest.mark.parametrize("id_", ["", "../x", "a/b", "a b", "a'b", "http://x", "x" * 300, "a\n", "?q", "-a", None, 7])
+def test_a_hostile_id_is_not_safe(id_: object) -> None:
+    """Ids go into URLs, queries and logs."""
+    assert not is_safe_id(id_)
+
+
+@pytest.mark.parametrize(
+    ("read", "raw"),
+    [
+        (mapping.number, "NaN"),
+        (mapping.number, "1e999"),
+        (mapping.number, True),
+        (mapping.instant, "soon"),
+        (mapping.boolean, "maybe"),
+        (mapping.day, "2026-13-01"),
+        (mapping.text, {"a": 1}),
+        (mapping.text, "x" * 70_000),
+        (mapping.identifier, "../../etc"),
+    ],
+)
+def test_a_scalar_that_cannot_be_what_its_field_holds_is_refused_without_its_value(read: object, raw: object) -> None:
+    """The message names the field, never the value."""
+    assert callable(read)
+    with pytest.raises(UnfitValueError, match=r"^thing: ") as refused:
+        read(raw, "thing")
+    assert str(raw) not in str(refused.value)
+
+
+def test_scalars_in_all_documented_spellings_mean_the_same() -> None:
+    """Numbers as text, offsets, epoch milliseconds, seven digits, URLs as domains."""
+    moment = datetime(2026, 11, 20, 10, 0, 0, 123000, UTC)
+    assert mapping.instant("2026-11-20T11:00:00.1230000+01:00", "x") == moment
+    assert mapping.instant("2026-11-20T10:00:00.123+0000", "x") == moment
+    assert mapping.instant("1795168800123", "x") == mapping.instant(1795168800123, "x") == moment
+    assert mapping.number("1500.50", "x") == mapping.number(1500.5, "x") == Decimal("1500.5")
+    assert mapping.domain("https://www.Nordhaus.se/om-oss") == "nordhaus.se"
+    assert mapping.members("a;;b; a", "x") == frozenset({"a", "b"})
+    assert mapping.day("2026-11-20T00:00:00Z", "x") == date(2026, 11, 20)
+    assert mapping.text("  ", "x") is None
