@@ -80,6 +80,10 @@ class LeaseLostError(SyncdError):
     """Another worker holds the pair now: stop at once and write nothing more."""
 
 
+class StoppedError(SyncdError):
+    """The process was asked to stop: nothing more is sent, what is in hand is settled."""
+
+
 class ConfigError(SyncdError):
     """The configuration or the set-up is wrong; the message names file, path and fix."""
 

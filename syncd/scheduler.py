@@ -21,7 +21,6 @@ from syncd.state import pairs
 from syncd.wiring import Service, run_pair
 
 RELOAD_SECONDS = 60
-WORKERS = 8
 
 
 class Schedule:
@@ -35,7 +34,7 @@ class Schedule:
         self._reported: frozenset[str] = frozenset()
         self._last: Configuration | None = None
         self.scheduler = BackgroundScheduler(
-            executors={"default": ThreadPoolExecutor(WORKERS)},
+            executors={"default": ThreadPoolExecutor(service.workers)},
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
             timezone="UTC",
         )
@@ -89,7 +88,7 @@ class Schedule:
         """One tick: what one pair meets never reaches another."""
         try:
             if not self._is_paused(f"{tenant.tenant}/{pair.name}"):
-                run_pair(self._service, tenant, pair, "run", is_sweep=False, visits=pair.visits)
+                run_pair(self._service, tenant, pair, "run", is_sweep=False, visits=pair.visits, is_scheduled=True)
         except SyncdError as exc:
             self._log.error("run.failed", tenant=tenant.tenant, pair=pair.name, problem=str(exc))
 
@@ -100,7 +99,8 @@ class Schedule:
             return False  # not registered before its first run
 
     def stop(self) -> None:
-        """Start nothing more, wait for the runs in hand."""
+        """Start nothing more; the runs in hand settle the call they are in, and end."""
+        self._service.stopping.set()
         self.scheduler.shutdown(wait=True)
 
 

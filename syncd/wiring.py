@@ -23,7 +23,7 @@ import platformdirs
 import structlog
 from sqlalchemy import Engine, create_engine
 
-from syncd.config import PairConfig, TenantConfig
+from syncd.config import PairConfig, TenantConfig, load_service
 from syncd.connector import (
     ConnectionSettings,
     Connector,
@@ -38,7 +38,7 @@ from syncd.core.plan import KindRules, When
 from syncd.engine.context import Context, PairRules, Report, System
 from syncd.engine.retry import Courier, Patience
 from syncd.engine.run import Order, Reason, execute, execute_plan
-from syncd.errors import ConfigError, HaltedError, LeaseLostError, RateLimitedError, SyncdError
+from syncd.errors import ConfigError, HaltedError, LeaseLostError, RateLimitedError, StoppedError, SyncdError
 from syncd.state import embedded, lease, migrate, pairs
 from syncd.state.journal import Journal
 from syncd.state.store import Store
@@ -68,6 +68,9 @@ class Service:
     random: Random = field(default_factory=Random)
     new_id: Callable[[], str] = _new_id
     holder: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    workers: int = 4
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set it, and every run ends before its next call; what it has in hand is settled."""
     _opened: dict[tuple[str, str, bool], _Opened] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -79,25 +82,22 @@ class Service:
         self.engine.dispose()
 
 
-def data_dir() -> Path:
-    """Where the embedded database and other local state live."""
-    if configured := os.environ.get("SYNCD_DATA_DIR"):
-        return Path(configured)
-    return Path(platformdirs.user_data_dir("syncd", appauthor=False))
-
-
 def open_service(*, is_migrating: bool = False) -> Service:
-    """Connect to ``SYNCD_DATABASE_URL``, or start the embedded database, which is migrated by itself.
+    """Connect to the database that ``syncd.yaml`` or the environment names, or start the embedded one.
 
-    Raises ConfigError if the database is down or lacks migrations.
+    The embedded one is migrated by itself. Raises ConfigError if the database is down or lacks
+    migrations.
     """
-    url = os.environ.get("SYNCD_DATABASE_URL")
-    engine = database(url or embedded.start(data_dir()))
-    if url is None and not is_migrating:
+    settings = load_service()
+    if settings.database_url is not None:
+        engine = database(settings.database_url.read())
+    else:
+        home = settings.data_dir or Path(platformdirs.user_data_dir("syncd", appauthor=False))
+        engine = database(embedded.start(home))
         migrate.upgrade(engine)
     if not is_migrating:
         migrate.require_current(engine)
-    return Service(engine)
+    return Service(engine, workers=settings.workers)
 
 
 def database(url: str) -> Engine:
@@ -236,9 +236,14 @@ def run_pair(
     only: frozenset[str] | None = None,
     limit: int | None = None,
     visits: int | None = None,
+    is_scheduled: bool = False,
     progress: Progress = lambda stage, kind, count: None,
 ) -> Result:
-    """One run of one pair: whatever it ends with is in the result, in the database and in the log."""
+    """One run of one pair: whatever it ends with is in the result, in the database and in the log.
+
+    ``is_scheduled``: nobody asked for this very run, so that a plan which waits for a person is
+    left as it is.
+    """
     pair_id = f"{tenant.tenant}/{pair.name}"
     log = structlog.get_logger().bind(tenant=tenant.tenant, pair=pair.name)
     nothing = Result(tenant.tenant, pair.name, pair.connector, "failed", Report())
@@ -253,7 +258,8 @@ def run_pair(
             at=service.now(),
         )
         known = pairs.find(service.engine, pair_id)
-        if known.halted_reason is not None and known.approved_at is not None and reason in ("run", "backfill"):
+        is_held = known.approved_at is not None or is_scheduled
+        if known.halted_reason is not None and is_held and reason in ("run", "backfill"):
             return replace(nothing, state="halted", plan_id=known.halted_plan, message=known.halted_reason)
         if until := pairs.resting_until(service.engine, pair_id, service.now()):
             return replace(nothing, state="resting", message=f"a vendor asked to be left alone until {until:%F %T} UTC")
@@ -404,6 +410,8 @@ class _Heartbeat:
         self._due = service.now() + timedelta(seconds=lease.TTL_SECONDS / 3)
 
     def __call__(self) -> None:
+        if self._service.stopping.is_set():
+            raise StoppedError("stopped between two calls; the next run goes on from here")
         now = self._service.now()
         if now >= self._due:
             lease.renew(self._service.engine, self._held, now)

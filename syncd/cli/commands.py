@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,8 @@ def cli(ctx: click.Context, config: Path | None, log_level: str) -> None:
     from syncd.log import set_up
 
     set_up(log_level, is_terminal=sys.stderr.isatty())
+    # As PID 1 of a container a process ignores SIGTERM unless it says otherwise.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     ctx.obj = config or Path("config/tenants")
 
 

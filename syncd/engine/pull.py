@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from syncd.connector import Page, Parent, Pull
@@ -22,6 +23,10 @@ from syncd.state.store import FeedRow, Listing
 DEEP_EVERY_SECONDS = 3_600.0
 #: A sweep may cost this many seconds of quiet for each call it takes, so that it stays a small share.
 SWEEP_SECONDS_PER_CALL = 1.0
+#: A sweep that takes no more calls than this is done in every run, and not even noted.
+CHEAP_SWEEP = 20
+#: Closed deals are visited for their children this often; open ones in every run.
+CLOSED_EVERY_SECONDS = 3_600.0
 
 
 def drain(
@@ -48,16 +53,28 @@ def drain(
     lead = feeds[kinds[0]]
     whole = {kind: _is_whole(ctx, feeds[kind], started_at, anew_before) for kind in kinds}
     is_deep = _is_due(lead.deep_at, started_at, DEEP_EVERY_SECONDS)
-    is_sweep = is_sweep_forced or _is_due(lead.swept_at, started_at, lead.cost * SWEEP_SECONDS_PER_CALL)
+    quiet = lead.cost * SWEEP_SECONDS_PER_CALL if lead.cost > CHEAP_SWEEP else 0.0
+    is_sweep = is_sweep_forced or _is_due(lead.swept_at, started_at, quiet)
     child = next((kind for kind in kinds if system.kind(kind).is_child), None)
     if child is not None and system.kind(child).is_swept and not is_sweep and kinds == (child,):
         return
 
+    visited: set[str] = set()
+
     def parents() -> Iterable[Parent]:
-        limit = ctx.rules.visits if not whole.get(child or "", False) else None
-        for id_, watermark in ctx.store.parents(side, child or "", plan_id, limit):
-            system.parents[child or ""] += 1
-            yield Parent(id_, watermark)
+        if child is None:
+            return
+        rotation = _Rotation.of(ctx, system, child, started_at, is_whole=whole[child], anew_before=anew_before)
+        rows = ctx.store.parents(
+            side, child, plan_id, visited_before=rotation.visited_before, closed_before=rotation.closed_before
+        )
+        for count, row in enumerate(rows):
+            if rotation.limit is not None and count >= rotation.limit:
+                return
+            if rotation.is_noted or row.is_closed:
+                visited.add(row.id)
+            system.parents[child] += 1
+            yield Parent(row.id, row.watermark)
 
     request = Pull(
         kinds=kinds,
@@ -75,7 +92,9 @@ def drain(
             if page.clock is not None:
                 clocks.setdefault((page.kind, page.parent or ""), []).append(page.clock)
             if page.parent is not None and page.is_last:
-                ctx.store.advance(side, page.kind, page.parent, clocks.pop((page.kind, page.parent), []))
+                stamps = {"visited_at": started_at} if page.parent in visited else {}
+                ctx.store.advance(side, page.kind, page.parent, clocks.pop((page.kind, page.parent), []), **stamps)
+                visited.discard(page.parent)
             if page.is_listing:
                 if page.kind not in listings:
                     listings[page.kind] = stack.enter_context(ctx.store.listing(side, page.kind))
@@ -88,14 +107,39 @@ def drain(
         if parent:
             ctx.store.advance(side, kind, parent, seen)
     for kind in kinds:
-        stamps: dict[str, object] = {}
+        notes: dict[str, object] = {}
         if whole[kind]:
-            stamps["listed_at"] = started_at
+            notes["listed_at"] = started_at
         if is_deep:
-            stamps["deep_at"] = started_at
-        if is_sweep and lead.cost != (cost := system.courier.calls.total() - calls_before):
-            stamps |= {"swept_at": started_at, "cost": cost}
-        ctx.store.advance(side, kind, "", clocks.get((kind, ""), []), **stamps)
+            notes["deep_at"] = started_at
+        if is_sweep and max(lead.cost, cost := system.courier.calls.total() - calls_before) > CHEAP_SWEEP:
+            notes |= {"swept_at": started_at, "cost": cost}
+        ctx.store.advance(side, kind, "", clocks.get((kind, ""), []), **notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rotation:
+    """Which deals are visited for their children in this run, where each visit is a call of its own."""
+
+    limit: int | None = None
+    visited_before: datetime | None = None
+    closed_before: datetime | None = None
+    is_noted: bool = False
+
+    @classmethod
+    def of(
+        cls, ctx: Context, system: System, child: str, at: datetime, *, is_whole: bool, anew_before: datetime | None
+    ) -> _Rotation:
+        if system.kind(child).is_swept:
+            return cls()
+        if is_whole:
+            # One that was cut off does not start over: what it visited already is left out.
+            return cls(visited_before=anew_before, is_noted=True)
+        hour = at - timedelta(seconds=CLOSED_EVERY_SECONDS)
+        limit = ctx.rules.visits
+        return cls(
+            limit, closed_before=hour, is_noted=limit is not None and ctx.store.count_links().get("deal", 0) > limit
+        )
 
 
 def _is_whole(ctx: Context, feed: FeedRow, at: datetime, anew_before: datetime | None) -> bool:

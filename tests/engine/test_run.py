@@ -420,3 +420,19 @@ def test_a_held_conflict_is_settled_by_a_persons_word(engine: Engine) -> None:
     world.settle()
     assert world.hub.get("contact", ids["contact"]).values["first_name"] == "right"
     assert [row.decided for row in world.rows(s.conflict)] == ["a person's word"]
+
+
+def test_more_deals_than_visits_are_read_in_rotation(world: World) -> None:
+    """With a limit of visits, every deal's children are read in turn; none is left out for ever."""
+    deals = [world.hub.add("deal", {"name": f"deal {number}"}) for number in range(7)]
+    contact = world.hub.add("contact", {"email": "a@x.se"})
+    world.run()
+    for deal in deals:
+        world.hub.add("deal_contact", {"classification": "contacted"}, refs={"deal": deal, "contact": contact})
+    world.visits = 3
+    arrived = []
+    for _ in range(4):
+        world.clock.sleep(30)
+        world.run()
+        arrived.append(len(world.crm.all("deal_contact")))
+    assert arrived == [3, 6, 7, 7]

@@ -50,6 +50,7 @@ class World:
     kinds: Mapping[str, KindRules] = field(default_factory=rules)
     limits: Limits = field(default_factory=Limits)
     is_approved: bool = True
+    visits: int | None = None
     serial: Iterator[int] = field(default_factory=lambda: iter(range(1, 10**9)))
 
     def __post_init__(self) -> None:
@@ -75,7 +76,7 @@ class World:
         return Context(
             pair=held.pair,
             run_id=self.new_id(),
-            rules=PairRules(self.kinds, self.limits, only=only),
+            rules=PairRules(self.kinds, self.limits, visits=self.visits, only=only),
             systems=systems,
             store=store,
             journal=Journal(store),
