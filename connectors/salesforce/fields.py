@@ -431,6 +431,8 @@ class Table:
         found.update(self._references(write))
         if write.verb == "create":
             self._complete(found, write, now)
+        if self.mark and write.counterpart:
+            found[self.mark] = write.counterpart
         for native, sent in found.items():
             self._check_length(native, sent)
         return found
@@ -476,7 +478,7 @@ class Table:
         return {}
 
     def _complete(self, found: dict[str, Json], write: Write, now: datetime) -> None:
-        """What a create must hold besides: the mark, the tenant's defaults, what Salesforce demands."""
+        """What a create must hold besides: the tenant's defaults, what Salesforce demands."""
         for native, value in self.choice.defaults.items():
             known = self.fields.get(native.lower())
             name = known.name if known else native
@@ -490,8 +492,6 @@ class Table:
                 found["StageName"] = self.vocabulary.get("none") or next((s.id for s in self.org.stages), None)
             if not found.get("CloseDate"):
                 found["CloseDate"] = (now + timedelta(days=180)).date().isoformat()
-        if self.mark and write.counterpart:
-            found[self.mark] = write.counterpart
 
     def _check_length(self, native: str, sent: Json) -> None:
         known = self.fields.get(native.lower())

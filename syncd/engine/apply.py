@@ -74,6 +74,7 @@ class _Batch:
         self._ends: list[tuple[Entry, str, str]] = []
         self._made: list[NewLink] = []
         self._changes: list[Mapping[str, object]] = []
+        self._taken: set[str] = set()
 
     def apply(self) -> None:
         self._look_up()
@@ -224,7 +225,7 @@ class _Batch:
         unknown = [entries[key] for key, each in outcomes.items() if each.verdict is Verdict.UNKNOWN and key in entries]
         found = self._find(unknown)
         again: list[Address] = []
-        self._ends, self._made, self._changes = [], [], []
+        self._ends, self._made, self._changes, self._taken = [], [], [], set()
         with self.ctx.store.transaction():
             # As the links stand now: an earlier operation of this run may have moved their bases.
             self._look_up_links()
@@ -308,6 +309,12 @@ class _Batch:
     def _created(self, entry: Entry, record: Record) -> None:
         """Link what was made to its source; the base is what the system returned, not what was sent."""
         source = self.sources[str(entry.operation.source)]
+        if record.id in self._taken:
+            # Two sources that name the same two records, made in one batch, come to one record.
+            doubled = {source.id: ("excluded", "another record stands for the same two already")}
+            self.ctx.store.shelve(self.side.other, self.kind, doubled)
+            return
+        self._taken.add(record.id)
         types = self.ctx.fields(self.kind).types
         agreed: dict[str, tuple[Value, Value]] = {}
         for name in types:

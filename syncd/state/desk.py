@@ -257,6 +257,7 @@ def answer_review(engine: Engine, review_id: str, answer: str, candidate: str | 
         )
         if answer == "same":
             _keep_apart_from_others(tx, row, str(candidate), at)
+        _strike_out(tx, row, [each["id"] for each in row.candidates if each["id"] != candidate], at)
         # The record, and those it was held up with, are looked at anew; "same" links below.
         ids = [row.record_id, *(each["id"] for each in row.candidates)]
         tx.execute(
@@ -282,6 +283,18 @@ def _keep_apart_from_others(tx: Connection, row: Any, chosen: str, at: datetime)
                 opened_at=row.opened_at, answered_at=at, answer="never",
             )
         )  # fmt: skip
+
+
+def _strike_out(tx: Connection, row: Any, apart: Sequence[str], at: datetime) -> None:
+    """Those that a person kept apart from a record need not be asked about it again; without candidates they close."""
+    mirrors = select(s.match_review).where(
+        s.match_review.c.pair == row.pair, s.match_review.c.kind == row.kind, s.match_review.c.side != row.side,
+        s.match_review.c.record_id.in_(apart), s.match_review.c.answered_at.is_(None),
+    )  # fmt: skip
+    for mirror in tx.execute(mirrors).all():
+        left = [each for each in mirror.candidates if each["id"] != row.record_id]
+        change = {"candidates": left} if left else {"answered_at": at}
+        tx.execute(update(s.match_review).where(s.match_review.c.id == mirror.id).values(change))
 
 
 def retry(engine: Engine, scope: Scope, ids: Sequence[str]) -> int:

@@ -30,6 +30,7 @@ from sqlalchemy import (
     or_,
     select,
     table,
+    tuple_,
     update,
 )
 from sqlalchemy import cast as sql_cast
@@ -85,6 +86,15 @@ class FeedRow:
     deep_at: datetime | None
     visited_at: datetime | None
     cost: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParentRow:
+    """A deal to visit for its children; ``watermark`` is the children's own."""
+
+    id: str
+    watermark: str | None
+    is_closed: bool
 
 
 NO_FEED = FeedRow(None, None, None, None, None, 0)
@@ -151,17 +161,25 @@ class Store:
             )
 
     def parents(
-        self, side: Side, child: str, plan_id: str | None, limit: int | None
-    ) -> Iterator[tuple[str, str | None]]:
-        """Deals (contacts, for an employment) whose children are worth reading, with the children's own watermark.
+        self,
+        side: Side,
+        child: str,
+        plan_id: str | None,
+        *,
+        visited_before: datetime | None,
+        closed_before: datetime | None,
+    ) -> Iterator[ParentRow]:
+        """Deals (contacts, for an employment) whose children are worth reading, some at a time.
 
-        Those that have a link, and those that the plan in the making creates on the other side;
-        longest unvisited first, open ones before closed ones, at most ``limit``.
+        Longest unvisited first, closed ones last. Those that have a link, and those that the
+        plan in the making creates on the other side. With ``visited_before`` only what was not
+        visited since; with ``closed_before`` closed ones only if they were not visited since.
         """
         kind = "contact" if child == "employment" else "deal"
         own_id, facts = _own(s.link, side, "id"), _own(s.link, side, "facts")
+        gone = exists().where(*_sighting_at(self.pair, side, kind), s.sighting.c.id == own_id, s.sighting.c.is_deleted)
         linked = select(own_id.label("id"), facts["locked"].has_key("*").label("is_closed")).where(
-            s.link.c.pair == self.pair, s.link.c.kind == kind
+            s.link.c.pair == self.pair, s.link.c.kind == kind, ~gone
         )
         planned = select(s.operation.c.source_id, literal(False)).where(
             s.operation.c.plan == plan_id,
@@ -169,24 +187,31 @@ class Store:
             s.operation.c.verb == "create",
             s.operation.c.side == side.other,
         )
-        known = linked.union(planned).subquery()
-        statement = (
-            select(known.c.id, s.feed.c.watermark)
-            .outerjoin(
-                s.feed,
-                and_(
-                    s.feed.c.pair == self.pair,
-                    s.feed.c.side == side,
-                    s.feed.c.kind == child,
-                    s.feed.c.parent == known.c.id,
-                ),
+        known, feed = linked.union(planned).subquery(), s.feed.c
+        is_own = and_(
+            feed.pair == self.pair, feed.side == side, feed.kind == child, feed.parent == known.c.id
+        )  # fmt: skip
+        statement = select(known.c.id, feed.watermark, known.c.is_closed).outerjoin(s.feed, is_own)
+        if visited_before is not None:
+            statement = statement.where(or_(feed.visited_at.is_(None), feed.visited_at < visited_before))
+        if closed_before is not None:
+            statement = statement.where(
+                or_(~known.c.is_closed, feed.visited_at.is_(None), feed.visited_at < closed_before)
             )
-            .order_by(known.c.is_closed, s.feed.c.visited_at.asc().nulls_first(), known.c.id)
-            .limit(limit)
-        )
-        with self._reading() as tx:
-            rows = tx.execute(statement).all()
-        yield from ((row[0], row[1]) for row in rows)
+        order = (known.c.is_closed, func.coalesce(feed.visited_at, _EPOCH), known.c.id)
+        # By place, not by a cursor left open: the vendor is called between two of these.
+        place: tuple[object, ...] | None = None
+        while True:
+            page = statement.order_by(*order).limit(1000)
+            if place is not None:
+                page = page.where(tuple_(*order) > tuple_(*(literal(each) for each in place)))
+            with self._reading() as tx:
+                rows = tx.execute(page.add_columns(order[1])).all()
+            if not rows:
+                return
+            for row in rows:
+                yield ParentRow(row[0], row[1], row[2])
+            place = (rows[-1][2], rows[-1][3], rows[-1][0])
 
     def holders(self, side: Side, kind: str, key: str, ids: Sequence[str]) -> list[Address]:
         """Known records whose opaque ``key`` is one of these ids."""
@@ -977,13 +1002,12 @@ def _feed_is(pair: str, side: Side, kind: str, parent: str) -> tuple[Any, ...]:
     return (s.feed.c.pair == pair, s.feed.c.side == side, s.feed.c.kind == kind, s.feed.c.parent == parent)
 
 
+def _sighting_at(pair: str, side: Side, kind: str) -> tuple[Any, ...]:
+    return (s.sighting.c.pair == pair, s.sighting.c.side == side, s.sighting.c.kind == kind)
+
+
 def _sighting_is(pair: str, side: Side, kind: str, ids: Sequence[str]) -> tuple[Any, ...]:
-    return (
-        s.sighting.c.pair == pair,
-        s.sighting.c.side == side,
-        s.sighting.c.kind == kind,
-        s.sighting.c.id.in_(list(ids)),
-    )
+    return (*_sighting_at(pair, side, kind), s.sighting.c.id.in_(list(ids)))
 
 
 def _feed_row(row: Row[Any]) -> FeedRow:
