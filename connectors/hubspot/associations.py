@@ -251,14 +251,16 @@ class Relations:
         self._learn(jobs)
         if writes[0].kind == "employment":
             for job in jobs:
-                self._plan_employment(job)
+                if job.failure is None:
+                    self._plan_employment(job)
             self._take_off(jobs)
             self._put_on(jobs)
             self._write_titles(jobs)
         else:
             teasers = self._write_teasers(jobs)
             for job in jobs:
-                self._plan_prospect(job, teasers)
+                if job.failure is None:
+                    self._plan_prospect(job, teasers)
             self._put_on(jobs)
             self._take_off(jobs)
         self._remove([job for job in jobs if job.is_removed])

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from syncd.connector import Outcome, Verdict, Write
-from syncd.core.mapping import freeze, same
+from syncd.core.mapping import UnfitValueError, freeze, same
 from syncd.core.model import KINDS, Address, LinkState, Record, Side, Value, Verb
 from syncd.engine.context import Context
 from syncd.engine.draft import proof
@@ -203,7 +203,7 @@ class _Batch:
             outcomes = {each.key: each for each in self.system.connector.write(writes)}
         except UnknownOutcomeError:
             outcomes = {}
-        except RejectedError as exc:
+        except (RejectedError, UnfitValueError) as exc:
             if len(writes) == 1:
                 return {writes[0].key: Outcome(writes[0].key, Verdict.REJECTED, reason=str(exc))}
             half = len(writes) // 2

@@ -32,7 +32,7 @@ from syncd.connector import (
     Write,
 )
 from syncd.core.mapping import iso_z
-from syncd.core.model import FIELDS, KINDS, RELATIONS, Address, Record, Value, Values
+from syncd.core.model import FIELDS, KINDS, RELATIONS, Address, Record, Value, Values, is_safe_id
 from syncd.core.watermark import less
 from syncd.errors import ConfigError, RejectedError, TransientError
 
@@ -362,6 +362,8 @@ class MemoryConnector:
 
     def _create(self, write: Write) -> Outcome:
         system = self.system
+        if not all(map(is_safe_id, write.refs.values())):
+            return Outcome(write.key, Verdict.REJECTED, reason="refs: not a safe id")
         if write.key in system.keys:
             return Outcome(write.key, Verdict.DONE, system.get(write.kind, system.keys[write.key]))
         for stored in system.records.values():
