@@ -31,10 +31,10 @@ ANY_TENANT = click.argument("tenant", required=False)
     "--config", metavar="DIR", envvar="SYNCD_CONFIG", type=click.Path(path_type=Path),
     help="Folder with one YAML file per tenant [default: config/tenants; env: SYNCD_CONFIG].",
 )  # fmt: skip
-@click.option("--log-level", default="warning", envvar="SYNCD_LOG_LEVEL", show_default=True,
-              type=click.Choice(["debug", "info", "warning", "error"]), help="How much to log on stderr.")  # fmt: skip
+@click.option("--log-level", envvar="SYNCD_LOG_LEVEL", type=click.Choice(["debug", "info", "warning", "error"]),
+              help="How much to log on stderr [default: warning; info for serve].")  # fmt: skip
 @click.pass_context
-def cli(ctx: click.Context, config: Path | None, log_level: str) -> None:
+def cli(ctx: click.Context, config: Path | None, log_level: str | None) -> None:
     """Keep Propstreet and a CRM saying the same thing, in both directions.
 
     Start with:  syncd demo
@@ -45,7 +45,8 @@ def cli(ctx: click.Context, config: Path | None, log_level: str) -> None:
     """
     from syncd.log import set_up
 
-    set_up(log_level, is_terminal=sys.stderr.isatty())
+    usual = "info" if ctx.invoked_subcommand == "serve" else "warning"
+    set_up(log_level or usual, is_terminal=sys.stderr.isatty())
     # As PID 1 of a container a process ignores SIGTERM unless it says otherwise.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     ctx.obj = config or Path("config/tenants")

@@ -27,6 +27,8 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 #: A vendor that asks for more patience than this is left alone until then; the run ends.
 REST_SECONDS = 300.0
+#: The longest sleep without a beat; well below a lease's life.
+SLICE_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -103,8 +105,8 @@ class Courier:
             raise HaltedError("a dry run writes nothing")
 
         def attempt() -> T:
-            self.on_beat()
             self._pace(bucket)
+            self.on_beat()
             self.calls[effect] += 1
             try:
                 return exchange()
@@ -121,7 +123,7 @@ class Courier:
             retry=retry_if_exception(_may_repeat),
             wait=self._pause,
             stop=stop_after_attempt(ATTEMPTS),
-            sleep=self._patience.sleep,
+            sleep=self._wait,
             reraise=True,
         )(attempt)
 
@@ -132,10 +134,18 @@ class Courier:
         if window is not None:
             wait = max(wait, window.wait_seconds(now))
         if wait > 0:
-            self._patience.sleep(wait)
+            self._wait(wait)
             now = self._patience.now()
         if window is not None:
             window.sent.append(now)
+
+    def _wait(self, seconds: float) -> None:
+        """Sleep in slices, with a beat before each, so that a long wait loses no lease and hears a stop."""
+        while seconds > 0:
+            self.on_beat()
+            slice_ = min(seconds, SLICE_SECONDS)
+            self._patience.sleep(slice_)
+            seconds -= slice_
 
     def _take_rest(self, exc: RateLimitedError) -> None:
         if exc.is_daily or (exc.pause_seconds or 0) > REST_SECONDS:

@@ -1,0 +1,148 @@
+"""The one retry policy and the pacing, in virtual time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from random import Random
+
+import pytest
+
+from syncd.connector import Quota
+from syncd.engine.retry import ATTEMPTS, Courier, Patience
+from syncd.errors import (
+    HaltedError,
+    LeaseLostError,
+    RateLimitedError,
+    RejectedError,
+    TransientError,
+    UnknownOutcomeError,
+)
+
+
+class Time:
+    def __init__(self) -> None:
+        self.at = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
+        self.slept: list[float] = []
+
+    def now(self) -> datetime:
+        return self.at
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.at += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def courier(time: Time) -> Courier:
+    return Courier(Patience(time.now, time.sleep, Random(1)))
+
+
+def failing(*errors: Exception) -> Callable[[], str]:
+    left = list(errors)
+
+    def exchange() -> str:
+        if left:
+            raise left.pop(0)
+        return "answer"
+
+    return exchange
+
+
+def test_a_passing_failure_is_tried_again_with_growing_pauses(courier: Courier, time: Time) -> None:
+    """Each pause doubles, with jitter, up to a limit."""
+    assert courier.call(failing(*[TransientError("busy")] * 3), effect="read") == "answer"
+    total = sum(time.slept)
+    assert 0.5 + 1 + 2 <= total <= 1 + 2 + 4
+    assert courier.calls["read"] == 4
+
+
+def test_patience_has_an_end(courier: Courier) -> None:
+    """After the last attempt the failure itself is raised."""
+    with pytest.raises(TransientError, match="busy"):
+        courier.call(failing(*[TransientError("busy")] * 10), effect="read")
+    assert courier.calls["read"] == ATTEMPTS
+
+
+def test_what_the_vendor_asks_for_is_respected(courier: Courier, time: Time) -> None:
+    """Retry-After counts, not our own guess."""
+    courier.call(failing(RateLimitedError("429", pause_seconds=42)), effect="read")
+    assert 42 <= sum(time.slept) <= 42.25
+
+
+def test_a_write_whose_answer_was_lost_is_not_sent_again(courier: Courier) -> None:
+    """Unless sending twice does no harm, the outcome is unknown."""
+    lost = TransientError("timed out", is_sent=True)
+    with pytest.raises(UnknownOutcomeError):
+        courier.call(failing(lost), effect="write", is_repeatable=False)
+    assert courier.calls["write"] == 1
+    assert courier.call(failing(lost), effect="write") == "answer"
+
+
+def test_a_write_that_was_never_sent_may_be_sent(courier: Courier) -> None:
+    """A refused connection had no effect."""
+    assert courier.call(failing(TransientError("refused")), effect="write", is_repeatable=False) == "answer"
+
+
+def test_a_spent_day_ends_the_run_and_is_remembered(courier: Courier, time: Time) -> None:
+    """A daily limit is not waited for; until when to rest is kept."""
+    with pytest.raises(RateLimitedError):
+        courier.call(failing(RateLimitedError("day", pause_seconds=40_000, is_daily=True)), effect="read")
+    assert time.slept == []
+    assert courier.resting_until == time.at + timedelta(seconds=40_000)
+
+
+def test_a_refusal_for_good_is_not_repeated(courier: Courier) -> None:
+    """Only what passes by itself is tried again."""
+    with pytest.raises(RejectedError):
+        courier.call(failing(RejectedError("no")), effect="write")
+    assert courier.calls["write"] == 1
+
+
+def test_a_quota_is_never_exceeded_in_any_window(time: Time) -> None:
+    """At most the tenant's share of the vendor's calls in the vendor's seconds."""
+    courier = Courier(Patience(time.now, time.sleep, Random(1)), share=0.5)
+    courier.allow([Quota("default", 10, 10.0)])
+    sent: list[datetime] = []
+    for _ in range(23):
+        courier.call(lambda: sent.append(time.at), effect="read")
+    for start in sent:
+        assert sum(start <= each < start + timedelta(seconds=10) for each in sent) <= 5
+
+
+def test_headers_that_say_nothing_is_left_are_heeded(courier: Courier, time: Time) -> None:
+    """Others use the account too: the vendor's own count wins."""
+    courier.observe("default", remaining=0, reset_seconds=7)
+    courier.call(lambda: None, effect="read")
+    assert sum(time.slept) == 7
+
+
+def test_a_dry_run_lets_no_write_through() -> None:
+    """Whatever a connector tries, a plan makes reading calls only."""
+    time = Time()
+    courier = Courier(Patience(time.now, time.sleep, Random(1)), is_dry=True)
+    with pytest.raises(HaltedError):
+        courier.call(lambda: None, effect="write")
+    assert courier.calls["write"] == 0
+
+
+def test_a_long_wait_keeps_the_lease_and_a_lost_one_stops_the_call(courier: Courier, time: Time) -> None:
+    """There is a beat before every slice of a sleep and right before every exchange."""
+    beats: list[datetime] = []
+    courier.on_beat = lambda: beats.append(time.at)
+    courier.observe("default", remaining=0, reset_seconds=60)
+    courier.call(lambda: None, effect="read")
+    assert max(b - a for a, b in itertools.pairwise(beats)) <= timedelta(seconds=5)
+
+    def lost() -> None:
+        raise LeaseLostError("gone")
+
+    courier.on_beat = lost
+    with pytest.raises(LeaseLostError):
+        courier.call(lambda: None, effect="read")
