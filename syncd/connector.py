@@ -193,10 +193,14 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """A deal whose children are to be read: its id and, where children have their own clock, theirs."""
+    """A deal whose children are to be read: its id and, where children have their own clock, theirs.
+
+    ``has_children``: some are known. Where none is, an empty answer takes nothing away and needs no proof.
+    """
 
     id: str
     watermark: str | None = None
+    has_children: bool = True
 
 
 def _nobody(key: str, ids: Sequence[str]) -> Iterable[Address]:
@@ -286,7 +290,8 @@ class Verdict(StrEnum):
 class Outcome:
     """How one write went. ``record`` is what the system holds now, as returned or re-read.
 
-    ``reason`` is a code and field names, never a value. For ``DONE`` on a delete there is no record.
+    ``reason`` is a code and field names, never a value. For ``DONE`` on a delete there is no record,
+    except one that only others still hold there: it stands for nothing of ours any more.
     """
 
     key: str

@@ -277,6 +277,7 @@ def run_pair(
         visits=visits,
         only=only,
         limit=limit,
+        is_waived=known.is_waived,
     )
     with _running(service, held, log) as stack:
         return _run(service, stack, tenant, pair, held, order, rules, plan_id, progress, log)
@@ -355,7 +356,7 @@ def _run(
     except SyncdError as exc:
         message = str(exc)
         if opened is not None:
-            _rest(service, held.pair, opened, exc)
+            _rest(service, held.pair, pair.connector, opened, exc)
             opened.checked_at = None
     except Exception:
         message = "a bug ended this run; the log has its traceback"
@@ -394,11 +395,11 @@ def _cost(
     return made, least, writes
 
 
-def _rest(service: Service, pair_id: str, opened: _Opened, exc: SyncdError) -> None:
+def _rest(service: Service, pair_id: str, connector: str, opened: _Opened, exc: SyncdError) -> None:
     if isinstance(exc, RateLimitedError):
         for side in Side:
             if (until := opened.couriers[side].resting_until) is not None:
-                pairs.rest(service.engine, pair_id, side, until)
+                pairs.rest(service.engine, pair_id, side, PROPSTREET if side is Side.LEFT else connector, until)
                 opened.couriers[side].resting_until = None
 
 

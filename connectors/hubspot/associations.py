@@ -104,12 +104,14 @@ class Relations:
         parents: Sequence[str],
         *,
         alive: Collection[str] = (),
+        barren: Collection[str] = (),
         titles: Mapping[str, str | None] | None = None,
     ) -> Iterator[Page]:
         """The children of up to 1,000 parents, those of one parent all in one page.
 
         An empty answer counts only for a parent known to be ``alive`` under this id: the
-        associations of an id that was merged away read as empty, too (5.5).
+        associations of an id that was merged away read as empty, too (5.5). Of a ``barren`` one,
+        which had none before, it says nothing, and so is not worth a call to find out.
         """
         pairs = self.pairs(kind)
         bonds = {pair: self._client.associated(*pair, parents) for pair in pairs}
@@ -118,7 +120,8 @@ class Relations:
             for each in parents
             if all(each in found and not found[each].to and not found[each].refused for found in bonds.values())
         ]
-        dead = self._dead(pairs[0][0], [each for each in empty if each not in alive])
+        unproven = {each for each in empty if each not in alive}
+        doubtful = self._dead(pairs[0][0], sorted(unproven.difference(barren))) | unproven.intersection(barren)
         for start in range(0, len(parents), _PARENTS_PER_PAGE):
             chunk = parents[start : start + _PARENTS_PER_PAGE]
             records: list[Record] = []
@@ -128,7 +131,9 @@ class Relations:
                     found = bonds[pair].get(parent, Bonds())
                     records += self._records(kind, pair, parent, found, titles or {})
                     refused += [Refusal(kind, f"{parent}:unfit", "toObjectId: not a safe id") for _ in found.refused]
-            whole = tuple(each for each in chunk if each not in dead and all(each in found for found in bonds.values()))
+            whole = tuple(
+                each for each in chunk if each not in doubtful and all(each in found for found in bonds.values())
+            )
             yield Page(kind, tuple(records), tuple(refused), complete_parents=whole)
 
     def read(self, kind: str, addresses: Sequence[Address]) -> dict[str, Record]:
@@ -538,10 +543,10 @@ class Relations:
     def _outcome(self, job: _Job) -> Outcome:
         if job.failure is not None:
             return Outcome(job.write.key, job.failure[0], reason=job.failure[1])
-        if job.write.verb == "delete":
-            return Outcome(job.write.key, Verdict.DONE)
         types = (job.have | job.add) - job.drop
         record = self._record(job.write.kind, job.pair, job.one, job.other, types, {})
+        if job.write.verb == "delete":
+            return Outcome(job.write.key, Verdict.DONE, None if job.is_removed else record)
         if record is None:
             return Outcome(job.write.key, Verdict.UNKNOWN, reason="not confirmed")
         done = replace(record, values={**record.values, **job.values})

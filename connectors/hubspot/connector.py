@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Final
 
 from connectors.hubspot.associations import ASSOCIATION_WRITE, Relations, is_about
@@ -40,6 +41,7 @@ from syncd.connector import (
     KindCapability,
     Outcome,
     Page,
+    Parent,
     Pull,
     Quota,
     Tally,
@@ -156,8 +158,7 @@ class HubSpotConnector:
             elif kind == "employment" and "contact" in request.kinds:
                 continue
             else:
-                ids = (each.id for each in request.parents())
-                yield from self._children(kind, ids)
+                yield from self._children(kind, request.parents())
 
     def _records(self, kind: str, request: Pull) -> Iterator[tuple[Page, list[Row]]]:
         """Pages of one kind of record, each with the rows it was read from."""
@@ -323,8 +324,8 @@ class HubSpotConnector:
         visited.update(titles)
         yield from self._employments(titles, clock)
         if since is not None and (request.is_sweep or request.watermarks.get("employment") is None):
-            ids = (each.id for each in request.parents() if each.id not in visited)
-            for page in self._children("employment", ids):
+            others = (each for each in request.parents() if each.id not in visited)
+            for page in self._children("employment", others):
                 yield replace(page, clock=clock)
 
     def _employments(self, titles: Mapping[str, str | None], clock: str) -> Iterator[Page]:
@@ -333,15 +334,11 @@ class HubSpotConnector:
             for page in self._relations.children("employment", list(titles), alive=titles, titles=known):
                 yield replace(page, clock=clock)
 
-    def _children(self, kind: str, parents: Iterable[str]) -> Iterator[Page]:
-        some: list[str] = []
-        for each in parents:
-            some.append(each)
-            if len(some) == ASSOCIATION_READ:
-                yield from self._relations.children(kind, some)
-                some = []
-        if some:
-            yield from self._relations.children(kind, some)
+    def _children(self, kind: str, parents: Iterable[Parent]) -> Iterator[Page]:
+        waiting = iter(parents)
+        while some := list(islice(waiting, ASSOCIATION_READ)):
+            barren = {each.id for each in some if not each.has_children}
+            yield from self._relations.children(kind, [each.id for each in some], barren=barren)
 
     # --- read -------------------------------------------------------------------------
 
@@ -567,8 +564,13 @@ class HubSpotConnector:
     # --- arithmetic -------------------------------------------------------------------
 
     def least_calls(self, tally: Tally) -> int:
-        """The contract's section 11: pages of 100, searches of 200, associations of 1,000 and 2,000."""
+        """The contract's section 11: pages of 100, searches of 200, associations of 1,000 and 2,000.
+
+        A sweep, which is known by its visits to deals, lists what is archived too, once per kind.
+        """
         calls = _FIXED_CALLS if tally.is_backfill else 0
+        if tally.parents and not tally.is_backfill:
+            calls += sum(1 for kind in TYPES if kind in tally.pulled)
         for kind, count in tally.pulled.items():
             if kind in TYPES:
                 calls += max(1, _pages(count, BATCH if tally.is_backfill else SEARCH_PAGE))

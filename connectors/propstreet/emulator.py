@@ -184,7 +184,11 @@ class PropstreetEmulator(Emulator):
     def restore(self, collection: str, id_: str) -> None:
         """A person undoes a deletion."""
         with self.lock:
-            self._commit_of(collection, replace(self._stamped(self._latest(collection, id_)), deleted=None), True)
+            row = self._latest(collection, id_)
+            status = {"status": "open"} if collection == "projects" else {}
+            self._commit_of(
+                collection, replace(self._stamped(row), deleted=None, fields={**row.fields, **status}), True
+            )
 
     def get(self, collection: str, id_: str) -> dict[str, Any]:
         """A row as the API shows it, uncommitted edits included."""

@@ -304,7 +304,7 @@ class _Batch:
                 self._marked(entry, record)
             case "delete":
                 self.ctx.report.deleted[at] += 1
-                self._deleted(entry)
+                self._deleted(entry, record)
 
     def _created(self, entry: Entry, record: Record) -> None:
         """Link what was made to its source; the base is what the system returned, not what was sent."""
@@ -372,7 +372,7 @@ class _Batch:
         state = LinkState.IN_STEP if row.state is LinkState.PENDING and not row.moved else row.state
         self.ctx.store.settle(row, {}, seen, state=state, reason=row.reason, is_marked=True)
 
-    def _deleted(self, entry: Entry) -> None:
+    def _deleted(self, entry: Entry, record: Record | None) -> None:
         target = self._address(entry)
         row = self.links.get(target.id)
         if row is not None:
@@ -381,6 +381,11 @@ class _Batch:
         else:
             self._log(entry, *((target.id, None) if self.side is Side.LEFT else (None, target.id)))
         self.ctx.store.forget_sighting(self.side, self.kind, target.id)
+        if record is not None:
+            # What stays for others' sake is no newcomer, or the other side would get it back.
+            self.ctx.store.intake(self.side, self.kind, [record], self.ctx.now(), is_exact=False)
+            held = {record.id: ("excluded", "removed on the other side; others hold it here")}
+            self.ctx.store.shelve(self.side, self.kind, held)
 
     def _adopt(self, entry: Entry, record: Record | None, why: str) -> None:
         """What stands there instead of our create is its counterpart, unless it is taken."""

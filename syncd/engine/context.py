@@ -30,6 +30,8 @@ class PairRules:
     only: frozenset[str] | None = None
     limit: int | None = None
     """At most so many operations of each kind in this run."""
+    is_waived: bool = False
+    """A person has seen why the pair halted and said go: a shrunken listing is believed."""
 
 
 @dataclass(slots=True)

@@ -27,6 +27,9 @@ SWEEP_SECONDS_PER_CALL = 1.0
 CHEAP_SWEEP = 20
 #: Closed deals are visited for their children this often; open ones in every run.
 CLOSED_EVERY_SECONDS = 3_600.0
+#: So many visits, or so many records that they showed, are written down together.
+VISITS = 50
+VISITED = 500
 
 
 def drain(
@@ -74,7 +77,7 @@ def drain(
             if rotation.is_noted or row.is_closed:
                 visited.add(row.id)
             system.parents[child] += 1
-            yield Parent(row.id, row.watermark)
+            yield Parent(row.id, row.watermark, row.has_children)
 
     request = Pull(
         kinds=kinds,
@@ -84,17 +87,21 @@ def drain(
         is_deep=is_deep,
         is_sweep=is_sweep,
     )
-    clocks: dict[tuple[str, str], list[str]] = {}
+    clocks: dict[str, list[str]] = {}
     with ExitStack() as stack:
         listings: dict[str, Listing] = {}
+        visits: list[Page] = []
         for page in system.connector.pull(request):
-            _take(ctx, side, page)
+            if page.parent is not None:
+                # Not between two pages of one parent: its feed may advance only when all are written down.
+                if visits and visits[-1].parent != page.parent and _is_plenty(visits):
+                    _take_visits(ctx, side, visits, visited, started_at)
+                    visits = []
+                visits.append(page)
+                continue
+            _take(ctx, side, [page])
             if page.clock is not None:
-                clocks.setdefault((page.kind, page.parent or ""), []).append(page.clock)
-            if page.parent is not None and page.is_last:
-                stamps = {"visited_at": started_at} if page.parent in visited else {}
-                ctx.store.advance(side, page.kind, page.parent, clocks.pop((page.kind, page.parent), []), **stamps)
-                visited.discard(page.parent)
+                clocks.setdefault(page.kind, []).append(page.clock)
             if page.is_listing:
                 if page.kind not in listings:
                     listings[page.kind] = stack.enter_context(ctx.store.listing(side, page.kind))
@@ -102,10 +109,7 @@ def drain(
                 if page.is_last:
                     gone = listings[page.kind].missing()
                     _believe(ctx, side, page.kind, gone, ctx.store.count_known(side, page.kind))
-            ctx.progress("pulled", page.kind, len(page.records))
-    for (kind, parent), seen in clocks.items():
-        if parent:
-            ctx.store.advance(side, kind, parent, seen)
+        _take_visits(ctx, side, visits, visited, started_at)
     for kind in kinds:
         notes: dict[str, object] = {}
         if whole[kind]:
@@ -114,7 +118,7 @@ def drain(
             notes["deep_at"] = started_at
         if is_sweep and max(lead.cost, cost := system.courier.calls.total() - calls_before) > CHEAP_SWEEP:
             notes |= {"swept_at": started_at, "cost": cost}
-        ctx.store.advance(side, kind, "", clocks.get((kind, ""), []), **notes)
+        ctx.store.advance(side, kind, "", clocks.get(kind, []), **notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,7 @@ class _Rotation:
             return cls()
         if is_whole:
             # One that was cut off does not start over: what it visited already is left out.
-            return cls(visited_before=anew_before, is_noted=True)
+            return cls(visited_before=anew_before or at, is_noted=True)
         hour = at - timedelta(seconds=CLOSED_EVERY_SECONDS)
         limit = ctx.rules.visits
         return cls(
@@ -152,28 +156,47 @@ def _is_due(last: datetime | None, at: datetime, seconds: float) -> bool:
     return last is None or at - last >= timedelta(seconds=seconds)
 
 
-def _take(ctx: Context, side: Side, page: Page) -> None:
-    """Write one page into the inbox, and what it shows to be gone."""
+def _is_plenty(pages: Sequence[Page]) -> bool:
+    return len(pages) >= VISITS or sum(len(page.records) for page in pages) >= VISITED
+
+
+def _take_visits(ctx: Context, side: Side, pages: Sequence[Page], visited: set[str], at: datetime) -> None:
+    """Take all that visits of some parents showed, then advance those parents' own feeds."""
+    clocks: dict[str, dict[str, list[str]]] = {}
+    for page in pages:
+        seen = clocks.setdefault(page.kind, {}).setdefault(str(page.parent), [])
+        seen += [page.clock] if page.clock is not None else []
+    for kind, seen_by_parent in clocks.items():
+        _take(ctx, side, [page for page in pages if page.kind == kind])
+        ctx.store.advance_children(side, kind, seen_by_parent, dict.fromkeys(visited & seen_by_parent.keys(), at))
+        visited -= seen_by_parent.keys()
+
+
+def _take(ctx: Context, side: Side, pages: Sequence[Page]) -> None:
+    """Write pages of one kind into the inbox, and what they show to be gone."""
     system = ctx.systems[side]
-    at = ctx.now()
-    system.pulled[page.kind] += len(page.records)
+    kind, at = pages[0].kind, ctx.now()
+    records = [record for page in pages for record in page.records]
+    system.pulled[kind] += len(records)
     with ctx.store.transaction():
-        ctx.store.intake(side, page.kind, page.records, at, is_exact=system.kind(page.kind).is_exact)
-        for refusal in page.refused:
+        ctx.store.intake(side, kind, records, at, is_exact=system.kind(kind).is_exact)
+        for refusal in (each for page in pages for each in page.refused):
             ctx.report.rejected[refusal.kind] += 1
             ctx.store.refuse(side, refusal.kind, refusal.id, refusal.reason, at)
-    if page.complete_parents:
-        known = ctx.store.known_children(side, page.kind, page.complete_parents)
-        shown = {record.id for record in page.records}
+    if parents := [parent for page in pages for parent in page.complete_parents]:
+        known = ctx.store.known_children(side, kind, parents)
+        shown = {record.id for record in records}
         gone = [address for id_, address in known.items() if id_ not in shown]
-        _believe(ctx, side, page.kind, gone, ctx.store.count_known(side, page.kind) if gone else 0)
+        _believe(ctx, side, kind, gone, ctx.store.count_known(side, kind) if gone else 0)
+    ctx.progress("pulled", kind, len(records))
 
 
 def _believe(ctx: Context, side: Side, kind: str, gone: Sequence[Address], known: int) -> None:
     """Take records that a listing lacks for deleted, after a second read has said so too."""
     if not gone:
         return
-    if reason := shrunken(kind, side, len(gone), known, ctx.rules.limits):
+    reason = shrunken(kind, side, len(gone), known, ctx.rules.limits)
+    if reason is not None and not ctx.rules.is_waived:
         raise HaltedError(reason)
     system = ctx.systems[side]
     size = system.kind(kind).read_batch

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, Row, bindparam, case, insert, select, update
+from sqlalchemy import Engine, Row, case, insert, select, update
 
 from syncd.core.mapping import freeze, show, thaw
 from syncd.core.merge import Step
@@ -21,6 +21,7 @@ from syncd.core.model import KINDS, Address, Json, Side, Value, Values, Verb
 from syncd.core.plan import Operation
 from syncd.errors import NotFoundError
 from syncd.state import schema as s
+from syncd.state.bulk import insert_many, one_of, update_many
 from syncd.state.store import Store
 
 _OPEN = ("intended", "sent")
@@ -119,8 +120,7 @@ class Journal:
 
     def add(self, plan_id: str, entries: Sequence[Entry]) -> None:
         with self._store.transaction() as tx:
-            if entries:
-                tx.execute(insert(s.operation), [_row(self._pair, plan_id, entry) for entry in entries])
+            insert_many(tx, s.operation, [_row(self._pair, plan_id, entry) for entry in entries])
 
     def seal(self, plan_id: str, reasons: Sequence[str], counts: Mapping[str, Any]) -> str:
         """Give a plan its hash and the reasons for which it waits, if it does."""
@@ -171,7 +171,7 @@ class Journal:
         with self._store.transaction() as tx:
             tx.execute(
                 update(s.operation)
-                .where(s.operation.c.id.in_([entry.id for entry in entries]))
+                .where(one_of(s.operation.c.id, [entry.id for entry in entries]))
                 .values(state="sent", sent_at=at)
             )
 
@@ -179,13 +179,9 @@ class Journal:
         """How operations ended, (entry, state, outcome) each: ``done``, ``failed``, or ``dropped`` unsent."""
         if not ends:
             return
-        statement = (
-            update(s.operation)
-            .where(s.operation.c.id == bindparam("entry_id"))
-            .values(state=bindparam("end"), outcome=bindparam("told"), settled_at=at)
-        )
+        rows = [{"id": e.id, "state": state, "outcome": told, "settled_at": at} for e, state, told in ends]
         with self._store.transaction() as tx:
-            tx.execute(statement, [{"entry_id": e.id, "end": state, "told": told} for e, state, told in ends])
+            update_many(tx, s.operation, rows)
 
 
 def describe(entry: Entry) -> dict[str, Json]:

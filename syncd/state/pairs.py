@@ -70,6 +70,12 @@ def prove_account(engine: Engine, pair_id: str, side: Side, connector: str, acco
                 .values(pair=pair_id, side=side, connector=connector, account_id=account_id)
                 .on_conflict_do_nothing()
             )
+        elif known == "":  # so far only remembered for its rest
+            tx.execute(
+                update(s.connection)
+                .where(s.connection.c.pair == pair_id, s.connection.c.side == side)
+                .values(account_id=account_id)
+            )
         elif known != account_id:
             raise ConfigError(
                 f"{pair_id}: the credentials of {connector} belong to account {account_id}, but this pair is linked "
@@ -86,13 +92,13 @@ def resting_until(engine: Engine, pair_id: str, at: datetime) -> datetime | None
     return found if found is not None and found > at else None
 
 
-def rest(engine: Engine, pair_id: str, side: Side, until: datetime | None) -> None:
-    """Remember until when a connection asked to be left alone."""
+def rest(engine: Engine, pair_id: str, side: Side, connector: str, until: datetime | None) -> None:
+    """Remember until when a connection asked to be left alone, even before its account is known."""
     with engine.begin() as tx:
         tx.execute(
-            update(s.connection)
-            .where(s.connection.c.pair == pair_id, s.connection.c.side == side)
-            .values(resting_until=until)
+            upsert(s.connection)
+            .values(pair=pair_id, side=side, connector=connector, account_id="", resting_until=until)
+            .on_conflict_do_update(index_elements=["pair", "side"], set_={"resting_until": until})
         )
 
 

@@ -19,7 +19,6 @@ from sqlalchemy import (
     Row,
     Text,
     and_,
-    bindparam,
     case,
     column,
     delete,
@@ -42,6 +41,7 @@ from syncd.core.model import FIELDS, RELATIONS, Address, Json, LinkState, Record
 from syncd.core.plan import Sighted
 from syncd.core.watermark import advance
 from syncd.state import schema as s
+from syncd.state.bulk import insert_many, one_of, update_many, upsert_many
 from syncd.state.lease import Lease, prove
 
 #: Lives only in the connection of a ``Listing``, so it is no part of the schema.
@@ -91,6 +91,8 @@ class FeedRow:
 @dataclass(frozen=True, slots=True)
 class ParentRow:
     """A deal to visit for its children; ``watermark`` is the children's own."""
+
+    has_children: bool
 
     id: str
     watermark: str | None
@@ -160,6 +162,33 @@ class Store:
                 .on_conflict_do_update(index_elements=["pair", "side", "kind", "parent"], set_=values)
             )
 
+    def advance_children(
+        self, side: Side, kind: str, clocks: Mapping[str, Sequence[str]], visited: Mapping[str, datetime]
+    ) -> None:
+        """Move the watermarks of many parents at once, and note the visits of some; else as ``advance``."""
+        if not clocks:
+            return
+        with self.transaction() as tx:
+            found = tx.execute(
+                select(s.feed).where(
+                    s.feed.c.pair == self.pair, s.feed.c.side == side, s.feed.c.kind == kind,
+                    one_of(s.feed.c.parent, clocks),
+                )
+            )  # fmt: skip
+            held = {row.parent: row for row in found}
+            rows: list[dict[str, object]] = []
+            for parent, seen in clocks.items():
+                row = held.get(parent)
+                current = row.watermark if row is not None else None
+                watermark = advance(current, seen)
+                if row is None or watermark != current or parent in visited:
+                    at = visited.get(parent, row.visited_at if row is not None else None)
+                    rows.append(
+                        {"pair": self.pair, "side": side, "kind": kind, "parent": parent, "watermark": watermark,
+                         "watermark_at": instant(watermark, "watermark"), "visited_at": at}
+                    )  # fmt: skip
+            upsert_many(tx, s.feed, rows)
+
     def parents(
         self,
         side: Side,
@@ -191,7 +220,14 @@ class Store:
         is_own = and_(
             feed.pair == self.pair, feed.side == side, feed.kind == child, feed.parent == known.c.id
         )  # fmt: skip
-        statement = select(known.c.id, feed.watermark, known.c.is_closed).outerjoin(s.feed, is_own)
+        below, seen = s.link.alias("below"), s.sighting.alias("seen")
+        has_children = or_(
+            exists().where(below.c.pair == self.pair, below.c.kind == child, _own(below, side, "parent") == known.c.id),
+            exists().where(
+                seen.c.pair == self.pair, seen.c.side == side, seen.c.kind == child, seen.c.parent == known.c.id
+            ),
+        )
+        statement = select(known.c.id, feed.watermark, known.c.is_closed, has_children).outerjoin(s.feed, is_own)
         if visited_before is not None:
             statement = statement.where(or_(feed.visited_at.is_(None), feed.visited_at < visited_before))
         if closed_before is not None:
@@ -210,20 +246,20 @@ class Store:
             if not rows:
                 return
             for row in rows:
-                yield ParentRow(row[0], row[1], row[2])
-            place = (rows[-1][2], rows[-1][3], rows[-1][0])
+                yield ParentRow(row[0], row[1], row[2], row[3])
+            place = (rows[-1][2], rows[-1][4], rows[-1][0])
 
     def holders(self, side: Side, kind: str, key: str, ids: Sequence[str]) -> list[Address]:
         """Known records whose opaque ``key`` is one of these ids."""
         own_id, own_parent, facts = (_own(s.link, side, each) for each in ("id", "parent", "facts"))
         linked = select(own_id, own_parent).where(
-            s.link.c.pair == self.pair, s.link.c.kind == kind, facts["opaque"][key].astext.in_(ids)
+            s.link.c.pair == self.pair, s.link.c.kind == kind, one_of(facts["opaque"][key].astext, ids)
         )
         seen = select(s.sighting.c.id, s.sighting.c.parent).where(
             s.sighting.c.pair == self.pair,
             s.sighting.c.side == side,
             s.sighting.c.kind == kind,
-            s.sighting.c.facts["opaque"][key].astext.in_(ids),
+            one_of(s.sighting.c.facts["opaque"][key].astext, ids),
         )
         with self._reading() as tx:
             return [Address(*row) for row in tx.execute(linked.union(seen))]
@@ -257,18 +293,11 @@ class Store:
                 elif verdict in ("drop", "drop and refresh"):
                     drops.append(record.id)
                 if verdict in ("refresh", "drop and refresh") and link is not None:
-                    refreshed.append({"link_id": link.id, **_seen_of(side, record)})
+                    refreshed.append({"id": link.id, **_seen_of(side, record)})
             self._save_sightings(tx, upserts)
             self._drop_sightings(tx, side, kind, drops)
             self._revive(tx, [links[str(row["id"])].id for row in upserts if row["id"] in links])
-            if refreshed:
-                columns = [name for name in refreshed[0] if name != "link_id"]
-                tx.execute(
-                    update(s.link)
-                    .where(s.link.c.id == bindparam("link_id"))
-                    .values({name: bindparam(name) for name in columns}),
-                    refreshed,
-                )
+            update_many(tx, s.link, refreshed)
         return len(upserts) + len(drops) + len(refreshed)
 
     def _revive(self, tx: Connection, link_ids: Sequence[int]) -> None:
@@ -276,7 +305,7 @@ class Store:
         if link_ids:
             tx.execute(
                 update(s.link)
-                .where(s.link.c.id.in_(link_ids), s.link.c.state == LinkState.DEAD)
+                .where(one_of(s.link.c.id, link_ids), s.link.c.state == LinkState.DEAD)
                 .values(state=LinkState.PENDING, reason="")
             )
 
@@ -326,9 +355,19 @@ class Store:
             .values({f"{side}_id": survivor.id, f"{side}_parent": survivor.parent, "is_marked": False})
         )
         self._drop_sightings(tx, side, survivor.kind, [_link_id(link, side)])
+        self._move_children(tx, side, survivor.kind, _link_id(link, side), survivor.id)
         moved = tx.execute(select(s.link).where(s.link.c.id == link.id)).one()
         links[survivor.id] = moved
         return moved
+
+    def _move_children(self, tx: Connection, side: Side, kind: str, old: str, new: str) -> None:
+        """Children are known below the survivor now, whose next visit misses their old ids and asks after them."""
+        child = {"deal": "deal_contact", "contact": "employment"}.get(kind)
+        parent = f"{side}_parent"
+        mine = (s.link.c.pair == self.pair, s.link.c.kind == child, s.link.c[parent] == old)
+        tx.execute(update(s.link).where(*mine).values({parent: new}))
+        seen = (s.sighting.c.pair == self.pair, s.sighting.c.side == side, s.sighting.c.kind == child)
+        tx.execute(delete(s.sighting).where(*seen, s.sighting.c.parent == old, ~s.sighting.c.is_linked))
 
     def follow_merges(self, side: Side, kind: str, at: datetime) -> None:
         """Links whose record was merged into one that has no link yet go over to the survivor."""
@@ -360,33 +399,15 @@ class Store:
     def known_children(self, side: Side, kind: str, parents: Sequence[str]) -> dict[str, Address]:
         """All records of a kind known below these parents."""
         own_id, own_parent = _own(s.link, side, "id"), _own(s.link, side, "parent")
+        sighted = (*_sighting_at(self.pair, side, kind), one_of(s.sighting.c.parent, parents))
+        linked = select(own_id, own_parent, literal(False)).where(
+            s.link.c.pair == self.pair, s.link.c.kind == kind, one_of(own_parent, parents)
+        )
+        seen = select(s.sighting.c.id, s.sighting.c.parent, s.sighting.c.is_deleted).where(*sighted)
         with self._reading() as tx:
-            linked = tx.execute(
-                select(own_id, own_parent).where(
-                    s.link.c.pair == self.pair, s.link.c.kind == kind, own_parent.in_(parents)
-                )
-            ).all()
-            seen = tx.execute(
-                select(s.sighting.c.id, s.sighting.c.parent).where(
-                    s.sighting.c.pair == self.pair,
-                    s.sighting.c.side == side,
-                    s.sighting.c.kind == kind,
-                    s.sighting.c.parent.in_(parents),
-                    ~s.sighting.c.is_deleted,
-                )
-            ).all()
-            gone = set(
-                tx.execute(
-                    select(s.sighting.c.id).where(
-                        s.sighting.c.pair == self.pair,
-                        s.sighting.c.side == side,
-                        s.sighting.c.kind == kind,
-                        s.sighting.c.parent.in_(parents),
-                        s.sighting.c.is_deleted,
-                    )
-                ).scalars()
-            )
-        return {row[0]: Address(*row) for row in (*linked, *seen) if row[0] not in gone}
+            rows = tx.execute(linked.union_all(seen)).all()
+        gone = {row[0] for row in rows if row[2]}
+        return {row[0]: Address(row[0], row[1]) for row in rows if row[0] not in gone}
 
     def count_known(self, side: Side, kind: str) -> int:
         """How many live records of a kind are known: linked, or sighted without a link."""
@@ -466,12 +487,12 @@ class Store:
                     sighting.kind == kind,
                     ~sighting.is_linked,
                     sighting.state != "retired",
-                    or_(sighting.id.in_(ids), sighting.mark.in_(marks), sighting["keys"].op("&&")(array)),
+                    or_(one_of(sighting.id, ids), one_of(sighting.mark, marks), sighting["keys"].op("&&")(array)),
                 )
             ).all()
             linked = tx.execute(
                 select(own_id, own_keys, other_id, partner_gone.label("is_free")).where(
-                    link.pair == self.pair, link.kind == kind, or_(own_id.in_(ids), own_keys.op("&&")(array))
+                    link.pair == self.pair, link.kind == kind, or_(one_of(own_id, ids), own_keys.op("&&")(array))
                 )
             ).all()
         found = [Suspect(row[0], frozenset(row[1]), row[2]) for row in alone]
@@ -486,7 +507,9 @@ class Store:
             return {}
         with self._reading() as tx:
             rows = tx.execute(
-                select(own_id, other_id).where(s.link.c.pair == self.pair, s.link.c.kind == kind, own_id.in_(wanted))
+                select(own_id, other_id).where(
+                    s.link.c.pair == self.pair, s.link.c.kind == kind, one_of(own_id, wanted)
+                )
             ).all()
         return {row[0]: row[1] for row in rows}
 
@@ -503,7 +526,7 @@ class Store:
                         s.operation.c.kind == kind,
                         s.operation.c.verb == "create",
                         s.operation.c.side == side.other,
-                        s.operation.c.source_id.in_(wanted),
+                        one_of(s.operation.c.source_id, wanted),
                     )
                 ).scalars()
             )
@@ -533,7 +556,7 @@ class Store:
                         s.operation.c.kind == kind,
                         s.operation.c.verb == "create",
                         s.operation.c.side == side.other,
-                        ref.in_(list(refs)),
+                        one_of(ref, refs),
                     )
                 ).scalars()
             )
@@ -600,7 +623,7 @@ class Store:
             ]  # fmt: skip
             if not rows:
                 return
-            tx.execute(insert(s.link), rows)
+            insert_many(tx, s.link, rows)
             for side in Side:
                 linked = [str(row[f"{side}_id"]) for row in rows]
                 tx.execute(
@@ -619,7 +642,7 @@ class Store:
                 .where(
                     s.link.c.pair == self.pair,
                     s.link.c.kind == kind,
-                    or_(s.link.c.left_id.in_(left_ids), s.link.c.right_id.in_(right_ids)),
+                    or_(one_of(s.link.c.left_id, left_ids), one_of(s.link.c.right_id, right_ids)),
                 )
                 .returning(s.link)
             ).all()
@@ -654,12 +677,15 @@ class Store:
 
     def shelve(self, side: Side, kind: str, verdicts: Mapping[str, tuple[str, str]]) -> None:
         """Record why these unlinked records wait: id -> (state, reason). Unchanged ones are not written."""
+        alike: dict[tuple[str, str], list[str]] = {}
+        for id_, verdict in verdicts.items():
+            alike.setdefault(verdict, []).append(id_)
         with self.transaction() as tx:
-            for id_, (state, reason) in verdicts.items():
+            for (state, reason), ids in alike.items():
                 tx.execute(
                     update(s.sighting)
                     .where(
-                        *_sighting_is(self.pair, side, kind, [id_]),
+                        *_sighting_is(self.pair, side, kind, ids),
                         or_(s.sighting.c.state != state, s.sighting.c.reason != reason),
                     )
                     .values(state=state, reason=reason)
@@ -667,17 +693,20 @@ class Store:
 
     def wake(self, side: Side, kind: str, ids: Sequence[str]) -> None:
         """Records that waited for one of these to be linked are new again."""
+        if kind in RELATIONS:
+            return
+
+        def is_waiting(of: Any) -> Any:
+            return and_(
+                of.c.pair == self.pair, one_of(of.c.kind, sorted(RELATIONS)), of.c.side == side,
+                ~of.c.is_linked, of.c.state == "waiting",
+            )  # fmt: skip
+
+        # Mostly nothing waits, which one look at an index shows; the keys are looked up only then.
+        anything = exists().where(is_waiting(s.sighting.alias("waiting")))
+        named = s.sighting.c["keys"].op("&&")(sql_cast([f"ref:{kind}={id_}" for id_ in ids], ARRAY(Text)))
         with self.transaction() as tx:
-            tx.execute(
-                update(s.sighting)
-                .where(
-                    s.sighting.c.pair == self.pair,
-                    s.sighting.c.side == side,
-                    s.sighting.c.state == "waiting",
-                    s.sighting.c["keys"].op("&&")(sql_cast([f"ref:{kind}={id_}" for id_ in ids], ARRAY(Text))),
-                )
-                .values(state="new", reason="")
-            )
+            tx.execute(update(s.sighting).where(anything, is_waiting(s.sighting), named).values(state="new", reason=""))
 
     def _close_reviews(self, tx: Connection, side: Side, kind: str, ids: Sequence[str], at: datetime) -> None:
         tx.execute(
@@ -686,7 +715,7 @@ class Store:
                 s.match_review.c.pair == self.pair,
                 s.match_review.c.kind == kind,
                 s.match_review.c.side == side,
-                s.match_review.c.record_id.in_(ids),
+                one_of(s.match_review.c.record_id, ids),
                 s.match_review.c.answered_at.is_(None),
             )
             .values(answered_at=at)
@@ -739,7 +768,7 @@ class Store:
             select(s.link, *_labelled(left, "l_"), *_labelled(right, "r_"))
             .outerjoin(left, seen(left, Side.LEFT))
             .outerjoin(right, seen(right, Side.RIGHT))
-            .where(s.link.c.pair == self.pair, s.link.c.kind == kind, _own(s.link, side, "id").in_(list(ids)))
+            .where(s.link.c.pair == self.pair, s.link.c.kind == kind, one_of(_own(s.link, side, "id"), ids))
         )
         with self._reading() as tx:
             return [_link_row(row, kind) for row in tx.execute(statement)]
@@ -767,13 +796,14 @@ class Store:
                 base = dict(sighted.base)
                 for name, halves in agreed.items():
                     base[name] = halves[at]
-                record = seen.get(side, sighted.record)
                 if base != dict(sighted.base):
                     values[f"{side}_base"] = freeze(base)
-                keys = sorted(_keys(record))
                 if side in link.moved or side in seen:
-                    record = _completed(record, sighted.record)
-                    values |= _seen_of(side, record) | {f"{side}_keys": keys}
+                    rest = {
+                        name: base[name] if name in agreed else value for name, value in sighted.record.values.items()
+                    }
+                    record = _completed(seen.get(side, sighted.record), sighted.record, rest)
+                    values |= _seen_of(side, record) | {f"{side}_keys": sorted(_keys(record))}
                     if _tells(base, sighted.base_refs, record, is_new_refs=bool(agreed) or not record.refs):
                         self._drop_sightings(tx, side, link.kind, [sighted.record.id])
                     elif side in seen:
@@ -819,7 +849,7 @@ class Store:
             ids = {Side.LEFT: [e.left.id for e in made], Side.RIGHT: [e.right.id for e in made]}
             self.drop_links(kind, left_ids=ids[Side.LEFT], right_ids=ids[Side.RIGHT])
             self._save_sightings(tx, keeps)
-            tx.execute(insert(s.link), rows)
+            insert_many(tx, s.link, rows)
             for side in Side:
                 self._drop_sightings(tx, side, kind, drops[side])
                 self._close_reviews(tx, side, kind, ids[side], at)
@@ -873,8 +903,7 @@ class Store:
 
     def log_changes(self, rows: Sequence[Mapping[str, object]]) -> None:
         with self.transaction() as tx:
-            if rows:
-                tx.execute(insert(s.change_log), [{"pair": self.pair, **row} for row in rows])
+            insert_many(tx, s.change_log, [{"pair": self.pair, **row} for row in rows])
 
     def open_conflict(
         self,
@@ -933,24 +962,14 @@ class Store:
     def _links_by_id(self, tx: Connection, side: Side, kind: str, ids: Sequence[str]) -> list[Row[Any]]:
         own_id = _own(s.link, side, "id")
         return list(
-            tx.execute(select(s.link).where(s.link.c.pair == self.pair, s.link.c.kind == kind, own_id.in_(ids)))
+            tx.execute(select(s.link).where(s.link.c.pair == self.pair, s.link.c.kind == kind, one_of(own_id, ids)))
         )
 
     def _sightings(self, tx: Connection, side: Side, kind: str, ids: Sequence[str]) -> list[Row[Any]]:
         return list(tx.execute(select(s.sighting).where(*_sighting_is(self.pair, side, kind, ids))))
 
     def _save_sightings(self, tx: Connection, rows: Sequence[Mapping[str, object]]) -> None:
-        if not rows:
-            return
-        statement = upsert(s.sighting)
-        keep = {"pair", "side", "kind", "id"}
-        tx.execute(
-            statement.on_conflict_do_update(
-                index_elements=["pair", "side", "kind", "id"],
-                set_={c.name: statement.excluded[c.name] for c in s.sighting.c if c.name not in keep},
-            ),
-            list(rows),
-        )
+        upsert_many(tx, s.sighting, rows)
 
     def _drop_sightings(self, tx: Connection, side: Side, kind: str, ids: Sequence[str]) -> None:
         if ids:
@@ -1007,7 +1026,7 @@ def _sighting_at(pair: str, side: Side, kind: str) -> tuple[Any, ...]:
 
 
 def _sighting_is(pair: str, side: Side, kind: str, ids: Sequence[str]) -> tuple[Any, ...]:
-    return (*_sighting_at(pair, side, kind), s.sighting.c.id.in_(list(ids)))
+    return (*_sighting_at(pair, side, kind), one_of(s.sighting.c.id, ids))
 
 
 def _feed_row(row: Row[Any]) -> FeedRow:
@@ -1085,12 +1104,13 @@ def _first_seen(side: Side, row: Row[Any]) -> dict[str, object]:
     }
 
 
-def _completed(record: Record, before: Record) -> Record:
+def _completed(record: Record, before: Record, rest: Values) -> Record:
     """A record as a write's answer tells it, which may be in part, with what was known of the rest."""
     if record is before:
         return record
     return replace(
         record,
+        values={**rest, **record.values},
         refs=record.refs or before.refs,
         parent=record.parent or before.parent,
         locked={**before.locked, **record.locked},
@@ -1206,10 +1226,12 @@ def _news(side: Side, record: Record, link: Row[Any] | None, sighting: Row[Any] 
         facts = {**link._mapping[f"{side}_facts"], "opaque": None}
         if facts != {**_facts(record), "opaque": None}:
             return "keep"
+        if sighting is not None and (sighting.is_deleted or link.state != LinkState.IN_STEP):
+            return "keep"  # restored, or back at its base: whatever waited for that is to be looked at
         if is_same_version:
             return "drop" if sighting is not None else "none"
         return "drop and refresh" if sighting is not None else "refresh"
-    if sighting is None or sighting.version != record.version or _differs(sighting, record):
+    if sighting is None or not sighting.is_linked or sighting.version != record.version or _differs(sighting, record):
         return "keep"
     return "none"
 
