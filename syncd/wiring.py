@@ -182,6 +182,17 @@ def rules_of(tenant: TenantConfig, pair: PairConfig) -> dict[str, KindRules]:
     return rules
 
 
+@contextmanager
+def _placed(tenant: TenantConfig, pair: PairConfig) -> Iterator[None]:
+    """Names the file in what a connector says against its settings, where it does not say so itself."""
+    try:
+        yield
+    except ConfigError as exc:
+        if str(tenant.file) in str(exc):
+            raise
+        raise ConfigError(f"{tenant.file}: pair {pair.name}: {exc}") from exc
+
+
 def _open(service: Service, tenant: TenantConfig, pair: PairConfig, *, is_dry: bool) -> _Opened:
     key = (tenant.tenant, pair.name, is_dry)
     fingerprint = tenant.fingerprint(pair)
@@ -196,14 +207,15 @@ def _open(service: Service, tenant: TenantConfig, pair: PairConfig, *, is_dry: b
     couriers: dict[Side, Courier] = {}
     for side, name in ((Side.LEFT, PROPSTREET), (Side.RIGHT, pair.connector)):
         couriers[side] = Courier(patience, share=pair.share_of_quota, is_dry=is_dry)
-        connectors[side] = load(name)(settings_of(tenant, pair, side), couriers[side], service.now)
+        with _placed(tenant, pair):
+            connectors[side] = load(name)(settings_of(tenant, pair, side), couriers[side], service.now)
     opened = _Opened(connectors, couriers, fingerprint)
     with service._lock:
         service._opened[key] = opened
     return opened
 
 
-def _preflight(service: Service, pair_id: str, pair: PairConfig, opened: _Opened) -> None:
+def _preflight(service: Service, pair_id: str, tenant: TenantConfig, pair: PairConfig, opened: _Opened) -> None:
     """Right account, and everything there that the settings name. Raises ConfigError naming the fixes."""
     now = service.now()
     if opened.checked_at is not None and now - opened.checked_at < timedelta(seconds=PREFLIGHT_SECONDS):
@@ -211,12 +223,14 @@ def _preflight(service: Service, pair_id: str, pair: PairConfig, opened: _Opened
     lacks: list[str] = []
     for side, name in ((Side.LEFT, PROPSTREET), (Side.RIGHT, pair.connector)):
         connector = opened.connectors[side]
-        pairs.prove_account(service.engine, pair_id, side, name, connector.account().id)
-        lacks += [f"{finding.thing}: {finding.fix}" for finding in connector.check() if finding.is_required]
+        with _placed(tenant, pair):
+            account = connector.account()
+        pairs.prove_account(service.engine, pair_id, side, name, account.id)
+        with _placed(tenant, pair):
+            lacks += [f"{finding.thing}: {finding.fix}" for finding in connector.check() if finding.is_required]
     if lacks:
-        tenant = pair_id.split("/", 1)[0]
         raise ConfigError(
-            f"{pair_id}: {pair.connector} lacks what this pair needs; run: syncd check {tenant} --fix\n  "
+            f"{pair_id}: {pair.connector} lacks what this pair needs; run: syncd check {tenant.tenant} --fix\n  "
             + "\n  ".join(lacks)
         )
     for side in Side:
@@ -318,7 +332,7 @@ def _run(
         for side in Side:
             opened.couriers[side].on_beat = beat
             before[side] = (opened.couriers[side].calls.total(), opened.couriers[side].calls["write"])
-        _preflight(service, held.pair, pair, opened)
+        _preflight(service, held.pair, tenant, pair, opened)
         systems = {
             side: System(opened.connectors[side], opened.couriers[side], opened.connectors[side].capabilities())
             for side in Side
@@ -446,10 +460,12 @@ def check_pair(service: Service, tenant: TenantConfig, pair: PairConfig, *, is_f
     accounts: dict[str, str] = {}
     for side, name in ((Side.LEFT, PROPSTREET), (Side.RIGHT, pair.connector)):
         connector = opened.connectors[side]
-        account = connector.account()
+        with _placed(tenant, pair):
+            account = connector.account()
         accounts[name] = account.id
         pairs.prove_account(service.engine, pair_id, side, name, account.id)
-        found = connector.check()
+        with _placed(tenant, pair):
+            found = connector.check()
         if is_fixing and found:
             found = connector.fix(found)
         findings += [(name, each) for each in found]

@@ -8,10 +8,10 @@ property, updates send only what they are given, and nothing is deleted but arch
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import chain, islice
 from typing import Final
 
 from connectors.hubspot.associations import ASSOCIATION_WRITE, Relations, is_about
@@ -320,25 +320,31 @@ class HubSpotConnector:
                 some = dict(list(titles.items())[:ASSOCIATION_READ])
                 titles = dict(list(titles.items())[ASSOCIATION_READ:])
                 visited.update(some if since is not None else ())
-                yield from self._employments(some, clock)
+                yield from self._employments(some, (), clock)
         visited.update(titles)
-        yield from self._employments(titles, clock)
-        if since is not None and (request.is_sweep or request.watermarks.get("employment") is None):
-            others = (each for each in request.parents() if each.id not in visited)
-            for page in self._children("employment", others):
-                yield replace(page, clock=clock)
+        is_swept = since is not None and (request.is_sweep or request.watermarks.get("employment") is None)
+        others = (each for each in request.parents() if each.id not in visited) if is_swept else ()
+        yield from self._employments(titles, others, clock)
 
-    def _employments(self, titles: Mapping[str, str | None], clock: str) -> Iterator[Page]:
-        if titles:
-            known = titles if self._schema.job_title() is not None else {}
-            for page in self._relations.children("employment", list(titles), alive=titles, titles=known):
-                yield replace(page, clock=clock)
+    def _employments(self, titles: Mapping[str, str | None], others: Iterable[Parent], clock: str) -> Iterator[Page]:
+        """Employments of contacts just read, and of others of whom no job title is known."""
+        known = titles if titles and self._schema.job_title() is not None else {}
+        contacts = chain(map(Parent, titles), others)
+        for page in self._children("employment", contacts, alive=titles, titles=known):
+            yield replace(page, clock=clock)
 
-    def _children(self, kind: str, parents: Iterable[Parent]) -> Iterator[Page]:
+    def _children(
+        self,
+        kind: str,
+        parents: Iterable[Parent],
+        *,
+        alive: Collection[str] = (),
+        titles: Mapping[str, str | None] | None = None,
+    ) -> Iterator[Page]:
         waiting = iter(parents)
         while some := list(islice(waiting, ASSOCIATION_READ)):
-            barren = {each.id for each in some if not each.has_children}
-            yield from self._relations.children(kind, [each.id for each in some], barren=barren)
+            ids, barren = [each.id for each in some], {each.id for each in some if not each.has_children}
+            yield from self._relations.children(kind, ids, alive=alive, barren=barren, titles=titles)
 
     # --- read -------------------------------------------------------------------------
 

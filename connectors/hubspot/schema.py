@@ -254,7 +254,9 @@ class Schema:
             for meaning, text in self.label_texts(other).items():
                 if meaning not in known:
                     fix = f"create the association label {text!r} between deals and {other} (Professional and up)"
-                    findings.append(Finding("missing_label", f"deals-{other}: {text}", fix, False, True))
+                    # What the tenant's file names must be there; our own suggestions need not.
+                    is_chosen = meaning in (self.choice("deal_contact").labels or {})
+                    findings.append(Finding("missing_label", f"deals-{other}: {text}", fix, is_chosen, True))
         return findings
 
     def fix(self, findings: Sequence[Finding]) -> list[Finding]:

@@ -417,8 +417,8 @@ class PropstreetConnector:
         return self._writer.find(writes)
 
     def least_calls(self, tally: Tally) -> int:
-        """Full pages, one visit per project, one call per write but for prospects, one token."""
-        calls = 0 if self._client.is_personal else 1
+        """Full pages, one visit per project, one call per write but for prospects, a token for a backfill."""
+        calls = 1 if tally.is_backfill and not self._client.is_personal else 0
         for kind in PATHS:
             if kind in tally.pulled:
                 calls += max(1, ceil(tally.pulled[kind] / PAGE_SIZE))

@@ -62,6 +62,8 @@ def drain(
     if child is not None and system.kind(child).is_swept and not is_sweep and kinds == (child,):
         return
 
+    # Asked for, whatever comes of it.
+    system.pulled.update(dict.fromkeys(kinds, 0))
     visited: set[str] = set()
 
     def parents() -> Iterable[Parent]:

@@ -92,11 +92,10 @@ class FeedRow:
 class ParentRow:
     """A deal to visit for its children; ``watermark`` is the children's own."""
 
-    has_children: bool
-
     id: str
     watermark: str | None
     is_closed: bool
+    has_children: bool
 
 
 NO_FEED = FeedRow(None, None, None, None, None, 0)
