@@ -271,6 +271,8 @@ def run_pair(
             config_hash=tenant.fingerprint(pair),
             at=service.now(),
         )
+        if not is_scheduled:
+            _outwait(service, pair_id, log)
         known = pairs.find(service.engine, pair_id)
         is_held = known.approved_at is not None or is_scheduled
         if known.halted_reason is not None and is_held and reason in ("run", "backfill"):
@@ -295,6 +297,15 @@ def run_pair(
     )
     with _running(service, held, log) as stack:
         return _run(service, stack, tenant, pair, held, order, rules, plan_id, progress, log)
+
+
+def _outwait(service: Service, pair_id: str, log: Any) -> None:
+    """Wait until a dead worker's lease lapses. One that lives renews it, and is left alone."""
+    until = pairs.find(service.engine, pair_id).leased_until
+    if until is not None and service.now() < until:
+        log.warning("lease.awaited", until=until.isoformat(timespec="seconds"))
+    while until is not None and service.now() < until and pairs.find(service.engine, pair_id).leased_until == until:
+        service.sleep(1.0)
 
 
 @contextmanager
