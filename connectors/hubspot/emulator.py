@@ -161,6 +161,8 @@ class HubSpotEmulator(Emulator):
         self._twins: dict[int, int] = {
             a: b for ids in _MIRRORS.values() for one in ids.items() for a, b in (one, one[::-1])
         }
+        # Who ever held a unique value; whether somebody still does is for the thing itself to say.
+        self._held: dict[tuple[str, str, str], set[int]] = {}
         self._groups: dict[str, set[str]] = {type_: {f"{type_[:-1]}information"} for type_ in _TYPES}
         self._defined: dict[str, dict[str, dict[str, Any]]] = {type_: _standard(type_) for type_ in _TYPES}
         if has_currency:
@@ -850,11 +852,15 @@ class HubSpotEmulator(Emulator):
     def _holder(self, type_: str, name: str, value: str) -> _Thing | None:
         """Who holds a unique value; a live one before an archived one."""
         wanted = value.lower()
+        candidates = (self._things[type_].get(id_) for id_ in sorted(self._held.get((type_, name, wanted), ())))
         found = [
             each
-            for each in self._things[type_].values()
-            if wanted == each.properties.get(name, "").lower()
-            or (name == "email" and wanted in each.properties.get("hs_additional_emails", "").lower().split(";"))
+            for each in candidates
+            if each is not None
+            and (
+                wanted == each.properties.get(name, "").lower()
+                or (name == "email" and wanted in each.properties.get("hs_additional_emails", "").lower().split(";"))
+            )
         ]
         return min(found, key=lambda each: each.archived_at is not None) if found and wanted else None
 
@@ -913,6 +919,11 @@ class HubSpotEmulator(Emulator):
     def _change(self, type_: str, thing: _Thing, properties: Mapping[str, str]) -> _Thing:
         """Store and stamp: the modified time moves even where no value does."""
         thing.properties.update(properties)
+        for name, value in properties.items():
+            alias = "email" if name == "hs_additional_emails" else name
+            if alias == "email" or self._defined[type_].get(name, {}).get("hasUniqueValue"):
+                for part in value.lower().split(";") if alias != name else [value.lower()]:
+                    self._held.setdefault((type_, alias, part), set()).add(thing.id)
         thing.updated = self._ms()
         thing.properties[_CURSOR[type_]] = mapping.iso_z(thing.updated)
         thing.past.append((thing.updated, dict(thing.properties)))

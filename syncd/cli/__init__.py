@@ -12,7 +12,7 @@ def main() -> None:
     from syncd.errors import ConfigError, HaltedError, NotFoundError, SyncdError
 
     try:
-        cli(standalone_mode=True)
+        cli(prog_name="syncd", standalone_mode=True)
     except (ConfigError, NotFoundError) as exc:
         print(f"syncd: {exc}", file=sys.stderr)  # noqa: T201 - the message is the output
         raise SystemExit(2) from None
