@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -69,13 +68,3 @@ def _database(url: str, template: str | None) -> Iterator[str]:
 def _named(url: str, name: str) -> str:
     before, _, query = url.partition("?")
     return before.rsplit("/", 1)[0] + f"/{name}" + (f"?{query}" if query else "")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Iterator[object]:
-    """Collect without the garbage collector: CPython 3.11 cannot bear one while it parses (gh-106905)."""
-    gc.disable()
-    try:
-        return (yield)  # type: ignore[misc]  # pytest's wrapper protocol
-    finally:
-        gc.enable()
