@@ -387,7 +387,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_operation")),
         sa.UniqueConstraint("idempotency_key", name=op.f("uq_operation_idempotency_key")),
     )
-    op.create_index("ix_operation_plan", "operation", ["plan", "state", "id"], unique=False)
+    op.create_index(
+        "ix_operation_plan",
+        "operation",
+        ["plan", "state", "kind", "verb", "side", "group_key", "id"],
+        unique=False,
+    )
+    op.create_index("ix_operation_source", "operation", ["plan", "kind", "source_id"], unique=False)
     op.create_index(
         "uq_operation_open",
         "operation",
@@ -416,6 +422,7 @@ def downgrade() -> None:
         table_name="operation",
         postgresql_where=sa.text("state IN ('intended', 'sent') AND target_id IS NOT NULL"),
     )
+    op.drop_index("ix_operation_source", table_name="operation")
     op.drop_index("ix_operation_plan", table_name="operation")
     op.drop_table("operation")
     op.drop_index("ix_plan_pair_state", table_name="plan")

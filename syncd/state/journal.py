@@ -121,6 +121,7 @@ class Journal:
     def add(self, plan_id: str, entries: Sequence[Entry]) -> None:
         with self._store.transaction() as tx:
             insert_many(tx, s.operation, [_row(self._pair, plan_id, entry) for entry in entries])
+            self._store.grew("operation", len(entries))
 
     def seal(self, plan_id: str, reasons: Sequence[str], counts: Mapping[str, Any]) -> str:
         """Give a plan its hash and the reasons for which it waits, if it does."""

@@ -256,7 +256,8 @@ operation = Table(
     CheckConstraint(_SIDES, name="side"),
     CheckConstraint("verb IN ('create', 'update', 'delete', 'mark')", name="verb"),
     CheckConstraint("state IN ('planned', 'intended', 'sent', 'done', 'failed', 'dropped')", name="state"),
-    Index("ix_operation_plan", "plan", "state", "id"),
+    Index("ix_operation_plan", "plan", "state", "kind", "verb", "side", "group_key", "id"),
+    Index("ix_operation_source", "plan", "kind", "source_id"),
     Index(
         "uq_operation_open", "pair", "kind", "side", "target_id", unique=True,
         postgresql_where=text("state IN ('intended', 'sent') AND target_id IS NOT NULL"),

@@ -6,6 +6,7 @@ A ``Store`` belongs to one pair and one lease. Whatever changes state happens in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ from syncd.state import schema as s
 from syncd.state.bulk import insert_many, one_of, update_many, upsert_many
 from syncd.state.lease import Lease, prove
 
+#: From so many new rows on the database is told to look at a table again.
+ANALYZED = 2_000
 #: Lives only in the connection of a ``Listing``, so it is no part of the schema.
 _listed = table("listed", column("id", Text))
 
@@ -109,6 +112,8 @@ class Store:
         self.lease = lease
         self.pair = lease.pair
         self._tx: Connection | None = None
+        self._added: Counter[str] = Counter()
+        self._known_size: dict[str, int] = {}
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -123,6 +128,23 @@ class Store:
                 yield tx
             finally:
                 self._tx = None
+        self._tell_planner()
+
+    def grew(self, name: str, count: int) -> None:
+        """Take note of rows that a table was given, so that the database learns in time how large it is."""
+        self._added[name] += count
+
+    def _tell_planner(self) -> None:
+        """Gather statistics of a table each time it has doubled.
+
+        The server looks by itself once a minute; until then a backfill into empty tables runs on
+        plans that were made for empty tables.
+        """
+        for name, count in self._added.items():
+            if count >= max(ANALYZED, 2 * self._known_size.get(name, 0)):
+                self._known_size[name] = count
+                with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                    connection.exec_driver_sql(f"ANALYZE {name}")
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
@@ -294,6 +316,7 @@ class Store:
                 if verdict in ("refresh", "drop and refresh") and link is not None:
                     refreshed.append({"id": link.id, **_seen_of(side, record)})
             self._save_sightings(tx, upserts)
+            self.grew("sighting", len(upserts))
             self._drop_sightings(tx, side, kind, drops)
             self._revive(tx, [links[str(row["id"])].id for row in upserts if row["id"] in links])
             update_many(tx, s.link, refreshed)
@@ -623,6 +646,7 @@ class Store:
             if not rows:
                 return
             insert_many(tx, s.link, rows)
+            self.grew("link", len(rows))
             for side in Side:
                 linked = [str(row[f"{side}_id"]) for row in rows]
                 tx.execute(
@@ -849,6 +873,7 @@ class Store:
             self.drop_links(kind, left_ids=ids[Side.LEFT], right_ids=ids[Side.RIGHT])
             self._save_sightings(tx, keeps)
             insert_many(tx, s.link, rows)
+            self.grew("link", len(rows))
             for side in Side:
                 self._drop_sightings(tx, side, kind, drops[side])
                 self._close_reviews(tx, side, kind, ids[side], at)
