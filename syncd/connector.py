@@ -140,7 +140,8 @@ class FieldCapability:
     ``is_readable`` is false for a field that can be given but is never shown again.
     ``vocabulary``, where given, tells how the other side's values read here: several may fall on
     one (deal stages), and one that is not named says nothing here. Records of this system carry
-    the vocabulary's own words on its right-hand side.
+    the vocabulary's own words on its right-hand side. ``shares`` names another canonical field kept
+    in the same native one: what a create gave for that one shows here too, and is no news.
     """
 
     type: FieldType
@@ -148,6 +149,7 @@ class FieldCapability:
     is_creatable: bool = True
     vocabulary: Mapping[str, str] | None = None
     is_readable: bool = True
+    shares: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,7 +39,15 @@ from syncd.core.plan import KindRules, When
 from syncd.engine.context import Context, PairRules, Report, System
 from syncd.engine.retry import Courier, Patience
 from syncd.engine.run import Order, Reason, execute, execute_plan
-from syncd.errors import ConfigError, HaltedError, LeaseLostError, RateLimitedError, StoppedError, SyncdError
+from syncd.errors import (
+    ConfigError,
+    HaltedError,
+    LeaseLostError,
+    PlanMovedError,
+    RateLimitedError,
+    StoppedError,
+    SyncdError,
+)
 from syncd.state import embedded, lease, migrate, pairs
 from syncd.state.journal import Journal
 from syncd.state.store import Store
@@ -360,10 +369,11 @@ def _run(
             log=log,
             progress=progress,
         )
-        if order.reason in ("backfill", "apply"):
-            pairs.approve(service.engine, held.pair, service.now())
+        approve = partial(pairs.approve, service.engine, held.pair, service.now())
+        if order.reason == "backfill":
+            approve()
         if order.reason == "apply":
-            execute_plan(ctx, str(plan_id))
+            execute_plan(ctx, str(plan_id), approve)
         else:
             plan_id = execute(ctx, order)
         state = "done"
@@ -378,6 +388,9 @@ def _run(
         return Result(tenant.tenant, pair.name, pair.connector, "busy", Report(), message=str(exc))
     except ConfigError as exc:
         message, is_config = str(exc), True
+    except PlanMovedError as exc:
+        message = f"{exc}. Make a new one: syncd plan {tenant.tenant}"
+        pairs.halt(service.engine, held.pair, None, None)
     except SyncdError as exc:
         message = str(exc)
         if opened is not None:

@@ -316,6 +316,7 @@ class Table:
             is_writable=column.native.is_updateable and not is_derived,
             is_creatable=column.native.is_createable,
             vocabulary=vocabulary,
+            shares="domain" if column.name == "homepage" and column.native.name == "Website" else None,
         )
 
     # --- reading ----------------------------------------------------------------------

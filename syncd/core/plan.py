@@ -60,8 +60,9 @@ class KindRules:
 class Operation:
     """One write to one record of one side.
 
-    ``source`` is the other side's id. ``refs`` of a create are ids of the *source's* side: they
-    are looked up when the operation is applied, since their counterparts may be made before it.
+    ``source`` is the other side's id; a mark has none while its counterpart is yet to be made.
+    ``refs`` of a create are ids of the *source's* side: they are looked up when the operation is
+    applied, since their counterparts may be made before it.
     ``is_marking``: an update that also stores the other side's id on the record.
     """
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from syncd.connector import Outcome, Verdict, Write
 from syncd.core.mapping import UnfitValueError, freeze, same
 from syncd.core.model import KINDS, Address, LinkState, Record, Side, Value, Verb
+from syncd.core.plan import Operation
 from syncd.engine.context import Context
 from syncd.engine.draft import proof
 from syncd.engine.pull import read_again
@@ -181,13 +182,21 @@ class _Batch:
             kind=self.kind,
             verb=self.verb,
             address=self._address(entry) if op.target is not None else None,
-            counterpart=op.source if op.is_marking or self.verb in ("create", "mark") else None,
+            counterpart=self._counterpart(op),
             values={name: step.value for name, step in op.steps.items()},
             refs=refs or (target.refs if target is not None else {}),
             version=target.version if target is not None else None,
             modified_at=target.modified_at if target is not None else None,
             opaque=target.opaque if target is not None else {},
         )
+
+    def _counterpart(self, op: Operation) -> str | None:
+        """What to store as the mark: of a create its source, else what the target is linked to by now."""
+        if op.target is None:
+            return op.source
+        if not (op.is_marking or op.verb == "mark"):
+            return None
+        return self.links[op.target.id].side(self.side.other).record.id
 
     def _address(self, entry: Entry) -> Address:
         target = entry.operation.target
@@ -319,12 +328,13 @@ class _Batch:
         agreed: dict[str, tuple[Value, Value]] = {}
         for name in types:
             mine, theirs = entry.source.get(name), record.values.get(name)
-            if name in entry.steps:
-                if name in record.values and theirs is None and entry.steps[name].value is not None:
-                    continue  # accepted but not stored: the next merge tries again, by an update
+            is_stored = name not in record.values or theirs is not None
+            if name in entry.steps and (is_stored or entry.steps[name].value is None):
                 agreed[name] = (mine, theirs if name in record.values else entry.steps[name].value)
-            elif (mine is None and theirs is None) or same(types[name], mine, theirs):
+            elif same(types[name], mine, theirs) or self.capability.fields[name].shares in entry.steps:
                 agreed[name] = (mine, theirs)
+            elif name in entry.source and name in record.values:
+                agreed[name] = (None, None)  # not stored, or a default of that system: the next merge sees to it
         if self.side is Side.LEFT:
             agreed = {name: (halves[1], halves[0]) for name, halves in agreed.items()}
         left, right = (record, source) if self.side is Side.LEFT else (source, record)

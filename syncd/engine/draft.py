@@ -309,11 +309,15 @@ def _settle_agreed(ctx: Context, row: LinkRow, decision: Decision) -> None:
     waiting = set(merged.to_left) | set(merged.to_right) | set(merged.held) | set(merged.blocked)
     left = Half(row.left.record.values, row.left.base)
     right = Half(row.right.record.values, row.right.base)
-    agreed = {
+    agreed: dict[str, tuple[Value, Value]] = {
         name: (left.now(name), right.now(name))
         for name in ctx.fields(row.kind).types
         if name not in waiting and (left.says(name) or right.says(name))
     }
+    # Where both speak of a field for the first time, the empty base is written down: it is what tells a side
+    # that holds nothing from one that never said anything, once its sighting is gone.
+    strange = {name for name in waiting if name not in left.base and name not in right.base}
+    agreed |= {name: (None, None) for name in strange if left.says(name) and right.says(name)}
     state, reason = decision.state, decision.reason
     if decision.operations and state is LinkState.IN_STEP:
         state = LinkState.PENDING
@@ -384,6 +388,8 @@ def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record]) 
     verdicts: dict[str, tuple[str, str]] = {}
     locked = _locked_counterparts(ctx, kind, side, records)
     vocabulary = ctx.vocabulary(kind) if side is Side.LEFT else {}
+    # A create stores the mark along; made on the left, its source is marked once there is something to name.
+    is_marking = side is Side.RIGHT and ctx.systems[side].kind(kind).can_mark
     for record in _primary_first(records):
         answer = welcome(
             replace(record, values=translated(record.values, vocabulary)),
@@ -402,7 +408,10 @@ def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record]) 
         if other.one_per is not None and not crowded.admit(record.refs.get(other.one_per)):
             verdicts[record.id] = ("excluded", f"the other system holds one {kind} per {other.one_per}")
             continue
-        draft.add(answer.operation, {}, record, None)
+        is_planned = draft.add(answer.operation, {}, record, None)
+        if is_planned and is_marking:
+            mark = Operation(kind, "mark", side, None, Address(record.id, record.parent), why="its counterpart is made")
+            draft.add(mark, {}, None, None)
     ctx.store.shelve(side, kind, verdicts)
 
 

@@ -7,6 +7,7 @@ meanwhile or became possible.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -106,8 +107,11 @@ def _apply(ctx: Context, plan_id: str) -> None:
     ctx.journal.set_plan(plan_id, "applied", ctx.now())
 
 
-def execute_plan(ctx: Context, plan_id: str) -> None:
-    """Carry out a saved plan exactly, or not at all. Raises PlanMovedError naming the record that moved."""
+def execute_plan(ctx: Context, plan_id: str, on_verified: Callable[[], None] = lambda: None) -> None:
+    """Carry out a saved plan exactly, or not at all. Raises PlanMovedError naming the record that moved.
+
+    ``on_verified`` is called before the first write, once it is sure that there will be one.
+    """
     recover(ctx)
     entries = list_kinds(ctx, plan_id)
     for side in Side:
@@ -115,6 +119,7 @@ def execute_plan(ctx: Context, plan_id: str) -> None:
             if any(kind in entries for kind in group):
                 drain(ctx, side, group, plan_id=plan_id, anew_before=None, is_sweep_forced=False)
     _verify(ctx, plan_id)
+    on_verified()
     _apply(ctx, plan_id)
 
 
@@ -153,10 +158,7 @@ def _verify_batch(ctx: Context, plan_id: str, batch: list[Entry]) -> None:
             if id_ is not None and _moved(ctx, entry, side, known.get(id_)):
                 ctx.journal.set_plan(plan_id, "refused", ctx.now())
                 name = "propstreet" if side is Side.LEFT else "crm"
-                raise PlanMovedError(
-                    f"{name} {kind} {id_} moved since the plan was made; nothing was written. "
-                    "Make a new one: syncd plan"
-                )
+                raise PlanMovedError(f"{name} {kind} {id_} moved since the plan was made; nothing was written")
 
 
 def _end_on(entry: Entry, side: Side) -> str | None:

@@ -229,8 +229,8 @@ def read_entries(engine: Engine, plan_id: str, *, state: str | None = None) -> I
         .order_by(
             is_delete,
             case((s.operation.c.verb == "delete", -position), else_=position),
-            s.operation.c.side,
             s.operation.c.verb,
+            s.operation.c.side.desc(),
             s.operation.c.group_key,
             s.operation.c.id,
         )

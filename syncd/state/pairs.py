@@ -125,8 +125,8 @@ def end_waiver(engine: Engine, pair_id: str) -> None:
         tx.execute(update(s.pair).where(s.pair.c.id == pair_id, s.pair.c.is_waived).values(is_waived=False))
 
 
-def halt(engine: Engine, pair_id: str, reason: str, plan_id: str | None) -> None:
-    """Nothing runs on this pair until a person says go."""
+def halt(engine: Engine, pair_id: str, reason: str | None, plan_id: str | None) -> None:
+    """Nothing runs on this pair until a person says go; with None, it may look for itself again."""
     with engine.begin() as tx:
         tx.execute(update(s.pair).where(s.pair.c.id == pair_id).values(halted_reason=reason, halted_plan=plan_id))
 

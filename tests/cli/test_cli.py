@@ -244,6 +244,8 @@ def test_json_of_plan_run_and_status(desk: Desk) -> None:
         ("create", "propstreet", "company"): 1,
         ("create", "crm", "company"): 1,
         ("create", "propstreet", "contact"): 2,
+        ("mark", "crm", "company"): 1,
+        ("mark", "crm", "contact"): 2,
         ("create", "crm", "contact"): 2,
         ("create", "crm", "employment"): 2,
         ("create", "crm", "deal"): 1,
@@ -407,14 +409,18 @@ def written(emulator: Emulator, place: int) -> Counter[tuple[str, str]]:
 
 @pytest.mark.parametrize("connector", CRMS)
 def test_apply_makes_exactly_the_writes_of_its_plan(desk: Desk, connector: str) -> None:
-    """One update and one create on each side, and not what an edit afterwards, on another record, would ask for."""
+    """A create with its mark, an update on each side, and not what a later edit of another record would ask for."""
     pair = desk.tenant(connector)
     pair.seed(contacts=3, deals=1)
     in_step(pair)
     edit_everywhere(pair)
     plan = syncd("plan", "nordhaus", "--json").json()
     assert Counter((each["verb"], each["side"], each["kind"]) for each in plan["operations"]) == {
-        (verb, side, "contact"): 1 for verb in ("create", "update") for side in ("propstreet", "crm")
+        ("create", "propstreet", "contact"): 1,
+        ("mark", "crm", "contact"): 1,
+        ("update", "propstreet", "contact"): 1,
+        ("create", "crm", "contact"): 1,
+        ("update", "crm", "contact"): 1,
     }
     pair.hub_rename("hub2@example.com", "Oplanerad")
     pair.crm_contact(90)
@@ -427,7 +433,7 @@ def test_apply_makes_exactly_the_writes_of_its_plan(desk: Desk, connector: str) 
         "propstreet contact": [("crm0@example.com", "Carl0", "Planman"), ("crm80@example.com", "Carl80", "Ek")],
         "crm contact": [("hub0@example.com", "Hanna0", "Planman"), ("hub70@example.com", "Hanna70", "Berg")],
     }
-    assert sum(written(pair.crm, place).values()) == 2
+    assert sum(written(pair.crm, place).values()) == 3
     assert sum(written(pair.hub, hub_place).values()) == 2
     assert syncd("apply", plan["plan"]).code == 2
     for _ in range(2):
@@ -487,7 +493,7 @@ def test_apply_refuses_when_a_record_moved_on_either_side(
     lines = [line.strip() for line in said.out.splitlines()]
     assert any(
         re.fullmatch(
-            told + " moved since the plan was made; nothing was written. Make a new one: syncd plan( nordhaus)?", line
+            told + " moved since the plan was made; nothing was written. Make a new one: syncd plan nordhaus", line
         )
         for line in lines
     ), lines
@@ -495,6 +501,20 @@ def test_apply_refuses_when_a_record_moved_on_either_side(
     assert pair.picture() == before
     again = syncd("apply", plan)
     assert (again.code, again.err) == (2, f"syncd: plan {plan} is refused; make a new one: syncd plan nordhaus\n")
+
+
+def test_a_refused_first_plan_approved_nothing(desk: Desk) -> None:
+    """An approval counts only for what was seen: the next run waits again, with a plan of how things stand now."""
+    pair = desk.tenant("hubspot")
+    pair.seed(contacts=2, deals=0)
+    (plan,) = syncd("run", "nordhaus", "--json").json()
+    pair.hub.edit("contacts", pair.hub.all("contacts")[0]["id"], {"firstName": "Anders"})
+    assert syncd("apply", plan["plan"]).code == 1
+    again = syncd("run", "nordhaus", "--json")
+    assert (again.code, again.json()[0]["state"]) == (4, "halted")
+    assert again.json()[0]["plan"] != plan["plan"]
+    assert writes(pair.crm, 0) == []
+    assert syncd("apply", again.json()[0]["plan"]).code == 0
 
 
 # --- configuration ------------------------------------------------------------------------

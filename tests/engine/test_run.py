@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from syncd.core.merge import OnConflict, Policy
-from syncd.core.model import Money, Side
+from syncd.core.model import Money, Side, Value
 from syncd.core.plan import KindRules, OnDelete
 from syncd.errors import HaltedError, PlanMovedError
 from syncd.state import desk
@@ -237,6 +237,62 @@ def test_planning_makes_no_write(world: World) -> None:
     world.apply(str(world.plan_id))
     assert len([row for row in world.rows(s.operation) if row.state == "done"]) == len(operations) == 5
     world.settle()
+
+
+def test_after_a_plan_was_applied_a_run_finds_nothing_to_do(engine: Engine) -> None:
+    """The approved first plan is the whole job: records of both sides, their marks, and the relations between them."""
+    world = World(engine, is_approved=False)
+    seed(world)
+    contact = world.crm.add("contact", {"first_name": "Ola", "last_name": "Ek", "email": "ola@ek.se"})
+    company = world.crm.add("company", {"name": "Ek AB", "domain": "ek.se"})
+    world.crm.add("employment", {"job_title": "VD"}, refs={"contact": contact, "company": company})
+    known = world.crm.add("contact", {"first_name": "Anna", "last_name": "Berg", "email": "anna@nordhaus.se"})
+    with pytest.raises(HaltedError) as halted:
+        world.run()
+    world.apply(str(halted.value.plan_id))
+    assert {record.id: record.mark for record in world.crm.all("contact")} == {
+        right: left for left, right in world.links("contact").items()
+    }
+    assert {contact, known} <= set(world.links("contact").values())
+    before = world.writes()
+    world.is_approved = True
+    world.clock.sleep(60)
+    assert (world.run().operations, world.writes()) == (0, before)
+
+
+def test_a_first_meeting_that_is_cut_off_forgets_nothing(world: World) -> None:
+    """What only one of two old records knows arrives, though the run died between the decision and the write."""
+    hub = world.hub.add("company", {"name": "Nordhaus AB", "domain": "nordhaus.se"})
+    world.crm.add("company", {"name": "Nordhaus AB", "domain": "nordhaus.se", "strategy": "Logistics"})
+
+    def die(moment: str) -> None:
+        raise KeyboardInterrupt
+
+    world.hub.on_write = die
+    with pytest.raises(KeyboardInterrupt):
+        world.run()
+    world.hub.on_write = lambda moment: None
+    world.clock.sleep(600)
+    world.settle()
+    assert world.hub.get("company", hub).values["strategy"] == "Logistics"
+
+
+def test_what_a_create_did_not_store_is_given_again_by_an_update(world: World) -> None:
+    """A system that takes a field only by update gets it by update; one that fills in a default is heard."""
+    taken: list[str] = []
+
+    def forgetful(name: str, value: Value) -> Value:
+        if name == "strategy" and value is not None and not taken:
+            taken.append(str(value))
+            return None
+        return "SE" if name == "country" and value is None else value
+
+    world.crm.normalise = forgetful
+    hub = world.hub.add("company", {"name": "Nordhaus AB", "domain": "nordhaus.se", "strategy": "Logistics"})
+    world.settle()
+    assert taken == ["Logistics"]
+    assert [record.values["strategy"] for record in world.crm.all("company")] == ["Logistics"]
+    assert world.hub.get("company", hub).values["country"] == "SE"
 
 
 def test_an_index_that_lags_behind_writes_nothing_back(world: World) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
+from syncd.wiring import run_pair
 from tests.stories.harness import CRMS, World, worlds
 
 Begin = Callable[..., World]
@@ -52,6 +53,31 @@ def test_what_the_crm_knows_by_propstreets_id_is_linked(begin: Begin) -> None:
     for kind in hub:
         assert world.crm.of(kind, hub[kind]) == crm[kind]
         assert (world.hub.count(kind), world.crm.count(kind)) == (1, 1)
+
+
+def test_an_applied_first_plan_is_the_whole_job(begin: Begin) -> None:
+    """What a person approves brings both portfolios together; the next run finds nothing left to write.
+
+    Only a project made in Propstreet would be news again: what its values are there nobody can know before.
+    """
+    world = begin(contact={"create": {"in_propstreet": True}}, company={"create": {"in_propstreet": True}})
+    deal = world.hub.add("deal", name="Kv. Svalan 4", amount=55_000_000)
+    anna = world.hub.add("contact", first_name="Anna", last_name="Berg", email="anna@nordhaus.se")
+    firm = world.hub.add("company", name="Nordhaus AB", domain="nordhaus.se")
+    world.hub.employ(anna, firm, "CFO")
+    world.hub.invite(deal, anna, classification="interested")
+    world.crm.add("contact", first_name="Ann", last_name="Berg", email="anna@nordhaus.se")
+    ola = world.crm.add("contact", first_name="Ola", last_name="Ek", email="ola@ek.se", phone="070-123 45 67")
+    world.crm.employ(ola, world.crm.add("company", name="Ek Fastigheter AB", domain="ek.se"), "VD")
+    asked = run_pair(world.service, *world.subject, "run")
+    assert asked.state == "halted"
+    applied = run_pair(world.service, *world.subject, "apply", plan_id=asked.plan_id)
+    assert applied.state == "done"
+    for kind, count in (("contact", 2), ("company", 2), ("deal", 1)):
+        assert (world.hub.count(kind), world.crm.count(kind)) == (count, count)
+    assert world.crm.invited(world.crm.of("deal", deal)) == {world.crm.of("contact", anna): "interested"}
+    quiet = world.run()
+    assert (quiet.report.operations, quiet.write_calls) == (0, 0)
 
 
 def test_natural_keys_link_what_carries_no_id(begin: Begin) -> None:
