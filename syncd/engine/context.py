@@ -107,6 +107,9 @@ class Context:
     progress: Callable[[str, str, int], None] = lambda stage, kind, count: None
     _fields: dict[str, Fields] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.store.counts = {kind: self.fields(kind).types for kind in self.kinds}
+
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds that both systems offer and the tenant syncs, parents first."""

@@ -7,7 +7,7 @@ A ``Store`` belongs to one pair and one lease. Whatever changes state happens in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -111,6 +111,8 @@ class Store:
         self.engine = engine
         self.lease = lease
         self.pair = lease.pair
+        self.counts: Mapping[str, Container[str]] = FIELDS
+        """By kind the fields that the pair syncs: what a record says of others is no news."""
         self._tx: Connection | None = None
         self._added: Counter[str] = Counter()
         self._known_size: dict[str, int] = {}
@@ -308,7 +310,7 @@ class Store:
                 link, sighting = links.get(record.id), seen.get(record.id)
                 if link is None and not record.is_deleted:
                     link = self._follow_merge(tx, side, record, links, at)
-                verdict = _news(side, record, link, sighting, is_exact=is_exact)
+                verdict = _news(side, record, link, sighting, self.counts[kind], is_exact=is_exact)
                 if verdict == "keep":
                     upserts.append(_sighting_row(self.pair, side, record, link is not None, sighting, at))
                 elif verdict in ("drop", "drop and refresh"):
@@ -827,7 +829,8 @@ class Store:
                     }
                     record = _completed(seen.get(side, sighted.record), sighted.record, rest)
                     values |= _seen_of(side, record) | {f"{side}_keys": sorted(_keys(record))}
-                    if _tells(base, sighted.base_refs, record, is_new_refs=bool(agreed) or not record.refs):
+                    is_new_refs = bool(agreed) or not record.refs
+                    if _tells(base, sighted.base_refs, record, self.counts[link.kind], is_new_refs=is_new_refs):
                         self._drop_sightings(tx, side, link.kind, [sighted.record.id])
                     elif side in seen:
                         self._save_sightings(tx, [_sighting_row(self.pair, side, record, True, None, None)])
@@ -863,7 +866,7 @@ class Store:
                     f"{side}_keys": sorted(_keys(record)),
                     **_seen_of(side, record),
                 }
-                if _tells(base, None, record, is_new_refs=True):
+                if _tells(base, None, record, self.counts[kind], is_new_refs=True):
                     drops[side].append(record.id)
                 else:
                     keeps.append(_sighting_row(self.pair, side, record, True, None, at))
@@ -1207,14 +1210,14 @@ def _link_row(row: Row[Any], kind: str) -> LinkRow:
     )
 
 
-def _tells(base: Values, base_refs: str | None, record: Record, *, is_new_refs: bool) -> bool:
-    """Whether a base tells all that a record says, so that it needs no sighting."""
+def _tells(base: Values, base_refs: str | None, record: Record, counts: Container[str], *, is_new_refs: bool) -> bool:
+    """Whether a base tells all that counts of what a record says, so that it needs no sighting."""
     if record.is_deleted:
         return False
     types = FIELDS[record.kind]
-    return all(same(types[name], value, base.get(name)) for name, value in record.values.items() if name in types) and (
-        is_new_refs or base_refs is None or base_refs == ref_key(record.refs)
-    )
+    return all(
+        same(types[name], value, base.get(name)) for name, value in record.values.items() if name in counts
+    ) and (is_new_refs or base_refs is None or base_refs == ref_key(record.refs))
 
 
 def _differs(row: Row[Any], record: Record) -> bool:
@@ -1227,7 +1230,15 @@ def _differs(row: Row[Any], record: Record) -> bool:
     )
 
 
-def _news(side: Side, record: Record, link: Row[Any] | None, sighting: Row[Any] | None, *, is_exact: bool) -> str:
+def _news(
+    side: Side,
+    record: Record,
+    link: Row[Any] | None,
+    sighting: Row[Any] | None,
+    counts: Container[str],
+    *,
+    is_exact: bool,
+) -> str:
     """``keep`` it as a sighting, ``drop`` the sighting there is, ``refresh`` what the link knows of it, or ``none``."""
     if record.is_deleted:
         if link is None:
@@ -1245,7 +1256,7 @@ def _news(side: Side, record: Record, link: Row[Any] | None, sighting: Row[Any] 
     known = _base_record(record.kind, link, side)
     is_same_version = known_version is not None and known_version == record.version
     base_refs = next((key for key in link._mapping[f"{side}_keys"] if key.startswith("refs:")), None)
-    tells = _tells(known.values, base_refs, record, is_new_refs=not record.refs)
+    tells = _tells(known.values, base_refs, record, counts, is_new_refs=not record.refs)
     if tells or (is_exact and is_same_version and sighting is None):
         facts = {**link._mapping[f"{side}_facts"], "opaque": None}
         if facts != {**_facts(record), "opaque": None}:

@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 from sqlalchemy import Engine
 
-from syncd.core.merge import OnConflict, Policy
+from syncd.core.merge import Flow, OnConflict, Policy
 from syncd.core.model import Money, Side, Value
 from syncd.core.plan import KindRules, OnDelete
 from syncd.errors import HaltedError, PlanMovedError
@@ -258,6 +258,21 @@ def test_after_a_plan_was_applied_a_run_finds_nothing_to_do(engine: Engine) -> N
     world.is_approved = True
     world.clock.sleep(60)
     assert (world.run().operations, world.writes()) == (0, before)
+
+
+def test_a_field_that_is_not_synced_keeps_nothing_waiting(engine: Engine) -> None:
+    """What nobody syncs is neither written nor looked at again in every run."""
+    world = World(engine, kinds=rules(company=KindRules(policies={"strategy": Policy(Flow.OFF)})))
+    hub = world.hub.add("company", {"name": "Nordhaus AB", "domain": "nordhaus.se", "strategy": "Logistics"})
+    crm = world.crm.add("company", {"name": "Nordhaus AB", "domain": "nordhaus.se", "strategy": "Offices"})
+    world.hub.add("company", {"name": "Vinga AB", "domain": "vinga.se", "strategy": "Retail"})
+    world.settle()
+    assert world.rows(s.sighting) == []
+    assert world.hub.get("company", hub).values["strategy"] == "Logistics"
+    assert world.crm.get("company", crm).values["strategy"] == "Offices"
+    world.hub.edit("company", hub, strategy="Hotels")
+    world.settle()
+    assert world.rows(s.sighting) == []
 
 
 def test_a_first_meeting_that_is_cut_off_forgets_nothing(world: World) -> None:
