@@ -161,7 +161,7 @@ def measure(connector: str, size: Size, server_url: str, *, profile: int = 0) ->
     """One daemon's backfill of one tenant into an empty CRM, then its idle runs."""
     with tempfile.TemporaryDirectory(prefix="syncd-bench-") as name, _database(server_url) as url:
         folder = Path(name)
-        with _emulators(connector, size, folder, is_told=profile > 0) as systems:
+        with _emulators(connector, size, folder) as systems:
             command = [sys.executable, "-m", "benchmarks.backfill", "--daemon", str(folder), "--profile", str(profile)]
             # The command is ours, and so is the environment's URL.
             daemon = subprocess.Popen(  # noqa: S603
@@ -171,6 +171,8 @@ def measure(connector: str, size: Size, server_url: str, *, profile: int = 0) ->
             with daemon:
                 assert daemon.stdin is not None and daemon.stdout is not None
                 if daemon.stdout.readline().strip() == _BACKFILLED:
+                    for name, system in systems.items() if profile else ():
+                        _print_calls(name, system.log)
                     _edit(systems)
                 answer, _ = daemon.communicate("\n")
             if daemon.returncode:
@@ -201,7 +203,7 @@ def _database(server_url: str) -> Iterator[str]:
 
 
 @contextmanager
-def _emulators(connector: str, size: Size, folder: Path, *, is_told: bool) -> Iterator[Mapping[str, Any]]:
+def _emulators(connector: str, size: Size, folder: Path) -> Iterator[Mapping[str, Any]]:
     """Both systems, and the tenant's file that reaches them."""
     clock = SharedClock(folder / "clock")
     systems = {name: emulator_of(name)(now=clock) for name in (PROPSTREET, connector)}
@@ -224,10 +226,8 @@ def _emulators(connector: str, size: Size, folder: Path, *, is_told: bool) -> It
     try:
         yield systems
     finally:
-        for name, system in systems.items():
+        for system in systems.values():
             system.stop()
-            if is_told:
-                _print_calls(name, system.log)
 
 
 def _edit(systems: Mapping[str, Any]) -> None:

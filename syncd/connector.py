@@ -163,6 +163,8 @@ class KindCapability:
     proves equal content. ``can_restore``: updating a deleted record brings it back. ``is_swept``:
     a child kind without a clock of its own, so that only a sweep shows its changes. ``one_per``:
     the kind of reference that can have only one record of this kind (one company per contact).
+    ``rides_on``: the kind of reference whose record keeps fields of this kind (a contact its job
+    title): a create of that one is told of those about to follow, as its ``riders``.
     """
 
     fields: Mapping[str, FieldCapability]
@@ -176,6 +178,7 @@ class KindCapability:
     can_restore: bool = False
     is_swept: bool = False
     one_per: str | None = None
+    rides_on: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +254,15 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Rider:
+    """A relation that is to be created right after the record that it rides on; ``refs`` are own-side ids."""
+
+    kind: str
+    values: Values
+    refs: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Write:
     """One record to be written.
 
@@ -259,6 +271,9 @@ class Write:
     as the mark; an update names it only where the mark is to be written along. ``values`` holds
     only fields that change; None clears. ``refs`` are own-side ids. ``version``,
     ``modified_at`` and ``opaque`` are those of the record as last read.
+
+    ``riders`` of a create: see ``KindCapability.rides_on``; taking them along saves a write, leaving
+    them does no harm. ``carrier`` of a create that rides: the record that carries it, as last seen.
     """
 
     key: str
@@ -271,6 +286,8 @@ class Write:
     version: str | None = None
     modified_at: datetime | None = None
     opaque: Mapping[str, Json] = field(default_factory=dict)
+    riders: tuple[Rider, ...] = ()
+    carrier: Record | None = None
 
 
 class Verdict(StrEnum):

@@ -428,6 +428,9 @@ class Relations:
                 continue
             if job.write.verb == "create" and title is None:
                 continue
+            if job.write.carrier is not None and job.write.carrier.opaque.get("title") == title:
+                job.values["job_title"] = title
+                continue
             native = {"jobtitle": str(title) if title is not None else ""}
             unit = units.setdefault(job.one, _Unit({"id": job.one}, [], job.one))
             unit.input = {"id": job.one, "properties": native, "objectWriteTraceId": job.write.key}

@@ -119,7 +119,8 @@ class HubSpotConnector:
         title = self._schema.job_title()
         if title is not None:
             fields["job_title"] = FieldCapability(FieldType.TEXT, title.is_writable, title.is_writable)
-        return self._relation_capability(fields, (frozenset({"contact", "company"}),))
+        capability = self._relation_capability(fields, (frozenset({"contact", "company"}),))
+        return replace(capability, rides_on="contact")
 
     def _prospect_capability(self) -> KindCapability:
         types = FIELDS["deal_contact"]

@@ -18,7 +18,7 @@ from connectors.hubspot.client import MERGED, Row, dig
 from syncd.connector import FieldCapability, KindChoice, Write
 from syncd.core import mapping
 from syncd.core.mapping import UnfitValueError
-from syncd.core.model import FIELDS, FieldType, Money, Record, Value
+from syncd.core.model import FIELDS, FieldType, Json, Money, Record, Value
 
 #: Kind -> HubSpot's collection. Relations are associations and have none.
 TYPES: Final = {"company": "companies", "contact": "contacts", "deal": "deals"}
@@ -180,8 +180,15 @@ class Sheet:
             formerly=_formerly(held.get(MERGED), id_),
             locked=self._locked(held),
             native=self._native(held, known),
-            opaque={"phone": self._phone(held)} if self._knows_phone(held, known) else {},
+            opaque=self._opaque(held, known),
         )
+
+    def _opaque(self, held: Mapping[str, object], known: set[str]) -> dict[str, Json]:
+        """Which property the phone was read from, and the job title that employments are written to."""
+        found: dict[str, Json] = {"phone": self._phone(held)} if self._knows_phone(held, known) else {}
+        if self.carries_job_title and "jobtitle" in known:
+            found["title"] = mapping.text(held.get("jobtitle"), "jobtitle")
+        return found
 
     def _native(self, held: Mapping[str, object], known: set[str]) -> dict[str, str | None]:
         """What filters ask about. A pipeline is also told by its label, as ``pipeline:label``."""
@@ -310,6 +317,9 @@ class Sheet:
                 sent[native] = text if text is not None else native_text(value, self.properties[native])
         if is_create:
             self._complete(sent)
+            for rider in write.riders:
+                if isinstance(title := rider.values.get("job_title"), str) and rider.values.get("is_primary"):
+                    sent["jobtitle"] = title
         return sent, tuple(unfit)
 
     def _send_amount(self, money: Money, native: str, sent: dict[str, str]) -> bool:

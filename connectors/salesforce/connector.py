@@ -58,7 +58,7 @@ from syncd.connector import (
     Write,
 )
 from syncd.core.mapping import Refusal, UnfitValueError, instant, text
-from syncd.core.model import KINDS, Address, Json, Record
+from syncd.core.model import KINDS, Address, Json, Record, Value
 from syncd.errors import AuthError, ConfigError, ContractError, MissingError, RejectedError, TransientError
 
 #: The version whose documents the contract was read from.
@@ -170,11 +170,14 @@ class SalesforceConnector:
             answers = self._client.look_up({**{each: each for each in sobjects}, "Stages": _STAGES})
             fields = {each: described(answers[each]) for each in sobjects}
             org = self._org(fields["Opportunity"], answers["Stages"])
-            self._known = {
+            known = {
                 kind: table(kind, fields[SOBJECTS[kind]], org, self._choice(kind))
                 for kind in KINDS
                 if fields[SOBJECTS[kind]]
             }
+            if "contact" in known and (title := known["employment"].columns.get("job_title")) is not None:
+                known["contact"] = replace(known["contact"], title=title.native.name)
+            self._known = known
         return self._known
 
     def _org(self, opportunity: Mapping[str, NativeField], stages: object) -> Org:
@@ -434,8 +437,14 @@ class SalesforceConnector:
 
     def _employ(self, each: Table, writes: Sequence[Write]) -> Sequence[Outcome]:
         """Give contacts their account. A contact has one: another one's place is never taken."""
-        outcomes: list[Outcome] = []
+        outcomes = [
+            Outcome(write.key, Verdict.DONE, record)
+            for write in writes
+            if (record := _carried(each, write)) is not None
+        ]
         free: list[Write] = []
+        settled = {outcome.key for outcome in outcomes}
+        writes = [write for write in writes if write.key not in settled]
         contacts = {normal_id(write.refs.get("contact"), "contact") for write in writes}
         standing = self._by_id(each, contacts)
         for write in writes:
@@ -488,6 +497,7 @@ class SalesforceConnector:
         return outcomes, bodies
 
     def _body(self, each: Table, write: Write) -> Mapping[str, Json]:
+        """What to send for one write; a new contact takes its account and title along."""
         if write.verb == "mark":
             if each.mark is None:
                 raise UnfitValueError(f"NO_FIELD: {MARKS.get(each.kind, 'AccountId')}")
@@ -495,7 +505,11 @@ class SalesforceConnector:
         if write.verb == "delete":
             # Only employments come here: leaving a company clears the place, not the person.
             return {"AccountId": None, **({"Title": None} if "job_title" in each.columns else {})}
-        return each.body(write, self._now())
+        along: dict[str, Json] = {}
+        for rider in write.riders[:1]:
+            carried = Write(write.key, rider.kind, "update", None, None, rider.values, rider.refs)
+            along |= self._table(rider.kind).body(carried, self._now())
+        return {**along, **each.body(write, self._now())}
 
     # --- outcomes ---------------------------------------------------------------------
 
@@ -563,17 +577,39 @@ class SalesforceConnector:
         """One call for the first page of every object, then one per page of 2,000; two per 200 written.
 
         A write takes a second call because Salesforce answers without the stored record, and a
-        relation a third, because only a look before keeps a pair from being joined twice.
+        relation a third, because only a look before keeps a pair from being joined twice. The
+        employments of new contacts cost nothing: they are made with them.
         """
         rows: dict[str, int] = {}
         for kind, count in tally.pulled.items():
             rows[SOBJECTS[kind]] = max(rows.get(SOBJECTS[kind], 0), count)
         calls = 1 + sum(max(0, ceil(count / _PAGE) - 1) for count in rows.values())
-        for (kind, verb), count in tally.written.items():
+        written = dict(tally.written)
+        riding = min(written.get(("employment", "create"), 0), written.get(("contact", "create"), 0))
+        if riding:
+            written["employment", "create"] -= riding
+        for (kind, verb), count in written.items():
             looks = 1 if verb == "create" and kind in ("employment", "deal_contact") else 0
             is_bare = verb == "delete" and kind != "employment"
             calls += ceil(count / BATCH) * (1 if is_bare else 2 + looks)
         return calls
+
+
+def _carried(each: Table, write: Write) -> Record | None:
+    """The employment that stands already, because its contact was created with it."""
+    contact = write.carrier
+    if contact is None or contact.is_deleted or contact.opaque.get("account") != write.refs.get("company"):
+        return None
+    title = contact.opaque.get("title")
+    if "job_title" in write.values and write.values["job_title"] != title:
+        return None
+    values: dict[str, Value] = {"is_primary": True}
+    if "job_title" in each.columns:
+        values["job_title"] = title if isinstance(title, str) else None
+    opaque = {name: contact.opaque[name] for name in ("modified", "account") if name in contact.opaque}
+    return replace(
+        contact, kind="employment", values=values, refs=dict(write.refs), mark=None, locked={}, native={}, opaque=opaque
+    )
 
 
 def _written(write: Write, record: Record | None) -> Outcome:

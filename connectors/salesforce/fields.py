@@ -275,6 +275,8 @@ class Table:
     vocabulary: Mapping[str, str] = field(default_factory=dict)
     mark: str | None = None
     watch: tuple[str, ...] = ()
+    title: str | None = None
+    """Of contacts: the native field that holds the job title of their employment."""
 
     @property
     def sobject(self) -> str:
@@ -287,6 +289,7 @@ class Table:
         wanted += [self.fields[name.lower()].name for name in _IF_DESCRIBED[self.kind] if name.lower() in self.fields]
         wanted += [self.mark] if self.mark else []
         wanted += [native.name for column in self.columns.values() for native in column.natives]
+        wanted += [self.title] if self.title else []
         wanted += self.watch
         return tuple(dict.fromkeys(wanted))
 
@@ -306,6 +309,7 @@ class Table:
             ref_sets=ref_sets.get(self.kind, ()),
             can_mark=self.mark is not None,
             one_per="contact" if self.kind == "employment" else None,
+            rides_on="contact" if self.kind == "employment" else None,
         )
 
     def _field(self, column: Column) -> FieldCapability:
@@ -348,6 +352,7 @@ class Table:
             "account": _optional_id(row, "AccountId"),
             "phone": phone,
             "currency": _currency(row, self.org) if self.kind == "deal" else None,
+            "title": _shown(row, self.title) if self.title else None,
         }
         return Record(
             kind=self.kind,

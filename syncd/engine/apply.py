@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from syncd.connector import Outcome, Verdict, Write
+from syncd.connector import Outcome, Rider, Verdict, Write
 from syncd.core.mapping import UnfitValueError, freeze, same
 from syncd.core.model import KINDS, Address, LinkState, Record, Side, Value, Verb
 from syncd.core.plan import Operation
@@ -41,7 +41,7 @@ def apply_plan(ctx: Context, plan_id: str) -> None:
 def _apply_sort(ctx: Context, plan_id: str, kind: str, verb: Verb, side: Side) -> None:
     size = ctx.systems[side].kind(kind).batch.get(verb, 1)
     while entries := ctx.journal.take(plan_id, kind, verb, side, size):
-        _Batch(ctx, kind, verb, side, entries).apply()
+        _Batch(ctx, kind, verb, side, entries, plan_id).apply()
         ctx.progress("applied", kind, len(entries))
 
 
@@ -64,8 +64,11 @@ def recover(ctx: Context) -> None:
 class _Batch:
     """Operations of one kind, verb and side on their way."""
 
-    def __init__(self, ctx: Context, kind: str, verb: Verb, side: Side, entries: Sequence[Entry]):
+    def __init__(
+        self, ctx: Context, kind: str, verb: Verb, side: Side, entries: Sequence[Entry], plan_id: str | None = None
+    ):
         self.ctx, self.kind, self.verb, self.side = ctx, kind, verb, side
+        self.plan_id = plan_id
         self.system = ctx.systems[side]
         self.capability = self.system.kind(kind)
         self.entries = list(entries)
@@ -156,7 +159,12 @@ class _Batch:
         )
 
     def _writes(self) -> list[tuple[Entry, Write]]:
-        refs = self._own_refs()
+        refs = self._own_refs(self.entries)
+        riders = self._riders()
+        carrier_kind = self.capability.rides_on if self.verb == "create" else None
+        carriers: Mapping[str, Record] = {}
+        if carrier_kind is not None:
+            carriers = self.ctx.store.sighted(self.side, carrier_kind, refs.get(carrier_kind, {}).values())
         found: list[tuple[Entry, Write]] = []
         for entry in list(self.entries):
             op = entry.operation
@@ -165,15 +173,35 @@ class _Batch:
                 self._drop(entry, "a record it refers to was not created")
                 continue
             target = self.targets.get(op.target.id) if op.target is not None else None
-            found.append((entry, self._write(entry, own, target)))
+            carrier = carriers.get(own.get(carrier_kind or "", ""))
+            write = replace(self._write(entry, own, target), carrier=carrier, riders=riders.get(op.source or "", ()))
+            found.append((entry, write))
         return found
 
-    def _own_refs(self) -> dict[str, dict[str, str]]:
+    def _own_refs(self, entries: Iterable[Entry]) -> dict[str, dict[str, str]]:
         wanted: dict[str, set[str]] = {}
-        for entry in self.entries:
+        for entry in entries:
             for kind, ref in entry.operation.refs.items():
                 wanted.setdefault(kind, set()).add(ref)
         return {kind: self.ctx.store.counterparts(kind, self.side.other, ids) for kind, ids in wanted.items()}
+
+    def _riders(self) -> dict[str, tuple[Rider, ...]]:
+        """By source, the relations that this plan creates right after these records, and that ride on them."""
+        if self.verb != "create" or self.plan_id is None:
+            return {}
+        found: dict[str, tuple[Rider, ...]] = {}
+        sources = [str(entry.operation.source) for entry in self.entries]
+        for kind in self.ctx.kinds:
+            if self.system.kind(kind).rides_on != self.kind:
+                continue
+            entries = self.ctx.journal.to_follow(self.plan_id, kind, self.side, sources)
+            refs = self._own_refs(entries)
+            for entry in entries:
+                op = entry.operation
+                own = {of: refs[of][ref] for of, ref in op.refs.items() if ref in refs[of]}
+                values = {name: step.value for name, step in op.steps.items()}
+                found[op.refs[self.kind]] = (*found.get(op.refs[self.kind], ()), Rider(kind, values, own))
+        return found
 
     def _write(self, entry: Entry, refs: Mapping[str, str], target: Record | None) -> Write:
         op = entry.operation
@@ -255,7 +283,7 @@ class _Batch:
         return self.system.connector.find(writes) if writes else {}
 
     def _writes_for(self, entries: Sequence[Entry]) -> list[Write]:
-        refs = self._own_refs()
+        refs = self._own_refs(entries)
         found = []
         for entry in entries:
             own = {kind: refs[kind].get(ref, "") for kind, ref in entry.operation.refs.items()}

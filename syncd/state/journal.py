@@ -161,6 +161,19 @@ class Journal:
         with self._store.engine.connect() as tx:
             return [entry_of(row) for row in tx.execute(query)]
 
+    def to_follow(self, plan_id: str, kind: str, side: Side, groups: Sequence[str]) -> list[Entry]:
+        """Creates of one kind that nobody sent yet, of these groups."""
+        query = select(s.operation).where(
+            s.operation.c.plan == plan_id,
+            s.operation.c.kind == kind,
+            s.operation.c.verb == "create",
+            s.operation.c.side == side,
+            s.operation.c.state == "planned",
+            one_of(s.operation.c.group_key, groups),
+        )
+        with self._store.engine.connect() as tx:
+            return [entry_of(row) for row in tx.execute(query)]
+
     def lost(self) -> list[Entry]:
         """Operations that may have been sent by a run that did not live to see the answer."""
         query = select(s.operation).where(s.operation.c.pair == self._pair, s.operation.c.state.in_(_OPEN))
@@ -253,7 +266,7 @@ def _row(pair: str, plan_id: str, entry: Entry) -> dict[str, object]:
         "source_id": op.source,
         "target_id": op.target.id if op.target is not None else None,
         "target_parent": op.target.parent if op.target is not None else None,
-        "group_key": op.refs.get("deal") or (op.target.parent if op.target is not None else None) or "",
+        "group_key": _group(op),
         "steps": freeze({name: step.value for name, step in op.steps.items()}),
         "refs": {
             "ids": dict(op.refs),
@@ -268,6 +281,12 @@ def _row(pair: str, plan_id: str, entry: Entry) -> dict[str, object]:
         "idempotency_key": entry.key,
         "state": "planned",
     }
+
+
+def _group(op: Operation) -> str:
+    """What a relation belongs to: its deal, or its contact. Operations of one group are sent together."""
+    parent = op.target.parent if op.target is not None else None
+    return op.refs.get("deal") or op.refs.get("contact") or parent or ""
 
 
 def entry_of(row: Row[Any]) -> Entry:

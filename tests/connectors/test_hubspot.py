@@ -7,6 +7,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Literal, TypeVar
@@ -24,6 +25,7 @@ from syncd.connector import (
     Page,
     Parent,
     Pull,
+    Rider,
     Secret,
     Tally,
     Verdict,
@@ -684,6 +686,25 @@ def test_an_employment_is_made_moved_and_unmade(connector: HubSpotConnector, hub
     assert (outcome.verdict, outcome.record) == (Verdict.DONE, None)
     assert set(hub.associations("contacts", contact, "companies")) == {second}
     assert connector.read("employment", [Address(f"{contact}:{first}")])[f"{contact}:{first}"].is_deleted
+
+
+def test_a_new_contact_takes_its_job_title_along(connector: HubSpotConnector, hub: HubSpotEmulator) -> None:
+    """The title of the employment to come is written with the contact, and not a second time with the employment."""
+    first, second = (hub.add("companies", {"name": each}) for each in "AB")
+    values: dict[str, Value] = {"job_title": "CEO", "is_primary": True}
+    rider = Rider("employment", values, {"company": first})
+    other = Rider("employment", {"job_title": "Board member", "is_primary": False}, {"company": second})
+    write = replace(create("contact", "p-1", {"first_name": "Anna"}), riders=(other, rider))
+    contact = done(connector.write([write]))
+    assert (hub.get("contacts", contact.id) or {})["jobtitle"] == "CEO"
+    hub.log.clear()
+    follows = create("employment", "e-1", values, contact=contact.id, company=first)
+    record = done(connector.write([replace(follows, carrier=contact)]))
+    assert dict(record.values) == values
+    assert ["associations" in call.path for call in hub.log] == [True]
+    changed = create("employment", "e-2", {**values, "job_title": "Chair"}, contact=contact.id, company=second)
+    done(connector.write([replace(changed, carrier=contact)]))
+    assert (hub.get("contacts", contact.id) or {})["jobtitle"] == "Chair"
 
 
 # --- prospects ----------------------------------------------------------------------------------

@@ -25,13 +25,14 @@ from syncd.connector import (
     Outcome,
     Page,
     Pull,
+    Rider,
     Secret,
     Tally,
     Verdict,
     Write,
 )
 from syncd.core.mapping import UnfitValueError
-from syncd.core.model import Address, Money, Record, Values, Verb
+from syncd.core.model import Address, Money, Record, Value, Values, Verb
 from syncd.errors import (
     AuthError,
     ConfigError,
@@ -792,6 +793,25 @@ def test_employments_take_an_empty_place_only(world: World) -> None:
     assert world.org.get("Contact", other)["AccountId"] == a
     assert world.write(change(record, "delete"))[free].verdict is Verdict.DONE
     assert world.org.get("Contact", free)["AccountId"] is None
+
+
+def test_a_new_contact_takes_its_employment_along(world: World) -> None:
+    """Account and title are written with the contact; the employment that follows finds itself done, without a call."""
+    account, other = (world.org.add("Account", {"Name": name}) for name in "AB")
+    values: dict[str, Value] = {"job_title": "CEO", "is_primary": True}
+    rider = Rider("employment", values, {"company": account})
+    contact = world.write(replace(create("contact", "1", {"last_name": "Ek"}), riders=(rider,)))["1"].record
+    assert contact is not None
+    row = world.org.get("Contact", contact.id)
+    assert (row["AccountId"], row["Title"]) == (account, "CEO")
+    calls = len(world.org.log)
+    follows = create("employment", "follows", values, contact=contact.id, company=account)
+    outcome = world.write(replace(follows, carrier=contact))["follows"]
+    assert (outcome.verdict, len(world.org.log)) == (Verdict.DONE, calls)
+    assert outcome.record is not None
+    assert outcome.record == replace(world.one("employment", contact.id), locked={})
+    elsewhere = create("employment", "elsewhere", values, contact=contact.id, company=other)
+    assert world.write(replace(elsewhere, carrier=contact))["elsewhere"].verdict is Verdict.RETRY
 
 
 def test_deletes_are_done_once_and_missing_ones_are_told(world: World) -> None:
