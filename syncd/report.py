@@ -38,16 +38,22 @@ def print_result(result: Result) -> None:
     """One run as a few lines."""
     click.echo(f"{result.tenant}   propstreet <> {result.pair}   {result.state}")
     report = result.report
-    for verb, counter in (("created", report.created), ("updated", report.updated), ("deleted", report.deleted)):
+    width = _what_width(result)
+    for verb, counter in (
+        ("created", report.created),
+        ("updated", report.updated),
+        ("deleted", report.deleted),
+        ("marked", report.marked),
+    ):
         for kind in KINDS:
             for side in Side:
                 if count := counter[kind, side]:
                     where = _SIDES[side] if side is Side.LEFT else result.pair
-                    click.echo(f"  {verb:<10}{where} {kind:<14}{count:>8,}")
+                    click.echo(f"  {verb:<10}{f'{where} {kind}':<{width}}{count:>8,}")
     for name, counts in (("linked", report.linked), ("conflict", report.conflicts), ("refused", report.rejected)):
         for kind, count in sorted(counts.items()):
             if count:
-                click.echo(f"  {name:<10}{kind:<25}{count:>8,}")
+                click.echo(f"  {name:<10}{kind:<{width}}{count:>8,}")
     if result.state == "done" and not report.operations:
         click.echo("  nothing to do; both sides are in step")
     calls = ", ".join(f"{made} to {name}" for name, made in sorted(result.made.items()) if made)
@@ -57,6 +63,11 @@ def print_result(result: Result) -> None:
         click.echo(f"  {result.message}")
     if result.state == "halted" and result.plan_id is not None:
         click.echo(f"  Look at it:  syncd status {result.tenant}\n  Let it go:   syncd apply {result.plan_id}")
+
+
+def _what_width(result: Result) -> int:
+    """Room for the longest of ``SIDE KIND``, so that the counts stand below each other."""
+    return max(len(name) for name in ("propstreet", result.pair)) + max(map(len, KINDS)) + 1
 
 
 def plan_document(engine: Engine, result: Result) -> dict[str, Any]:
@@ -89,7 +100,7 @@ def print_plan(result: Result, document: Mapping[str, Any]) -> None:
                 for name in operation["fields"]:
                     fields[name] = fields.get(name, 0) + 1
         told = ", ".join(f"{name} {count}" for name, count in sorted(fields.items(), key=lambda item: -item[1])[:6])
-        click.echo(f"  {verb:<9} {where} {kind:<16}{len(operations):>7,}    {told}".rstrip())
+        click.echo(f"  {verb:<10}{f'{where} {kind}':<{_what_width(result)}}{len(operations):>8,}    {told}".rstrip())
     if not groups:
         if result.state == "done":
             click.echo("  nothing to do; both sides are in step")

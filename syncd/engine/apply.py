@@ -338,6 +338,7 @@ class _Batch:
                 self.ctx.report.updated[at] += 1
                 self._updated(entry, record)
             case "mark":
+                self.ctx.report.marked[at] += 1
                 self._marked(entry, record)
             case "delete":
                 self.ctx.report.deleted[at] += 1

@@ -62,6 +62,8 @@ class Report:
     created: Counter[tuple[str, Side]] = field(default_factory=Counter)
     updated: Counter[tuple[str, Side]] = field(default_factory=Counter)
     deleted: Counter[tuple[str, Side]] = field(default_factory=Counter)
+    marked: Counter[tuple[str, Side]] = field(default_factory=Counter)
+    """Records that were given the other side's id, and nothing else."""
     linked: Counter[str] = field(default_factory=Counter)
     conflicts: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
@@ -82,6 +84,7 @@ class Report:
             "created": split(self.created),
             "updated": split(self.updated),
             "deleted": split(self.deleted),
+            "marked": split(self.marked),
             "linked": dict(self.linked),
             "conflicts": dict(self.conflicts),
             "rejected": dict(self.rejected),

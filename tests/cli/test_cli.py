@@ -219,8 +219,8 @@ def test_wrong_usage_exits_2(desk: Desk, arguments: tuple[str, ...]) -> None:
 
 COUNTED = {"linked", "conflicts", "in_review", "excluded", "dead_letters"}
 RUN = {
-    "tenant", "pair", "connector", "state", "plan", "message", "operations", "created", "updated", "deleted", "linked",
-    "conflicts", "rejected", "stale", "lost", "api_calls", "write_calls",
+    "tenant", "pair", "connector", "state", "plan", "message", "operations", "created", "updated", "deleted", "marked",
+    "linked", "conflicts", "rejected", "stale", "lost", "api_calls", "write_calls",
 }  # fmt: skip
 CONFLICT = {
     "tenant", "pair", "kind", "propstreet", "crm", "field", "base", "propstreet_value", "crm_value", "decided",
