@@ -359,22 +359,31 @@ class Store:
     ) -> Row[Any] | None:
         """A record that came out of a merge inherits the link of its one linked ancestor.
 
-        With several linked ancestors, two things became one: that is a person's decision. The
-        links stay where they are, each with its reason, and the survivor waits in review.
+        With several, it is the one whose counterpart the survivor's mark names. Those that are left
+        over are two things that became one, which is a person's decision: their links stay where
+        they are, each with its reason. So do all where no mark tells, and the survivor waits in review.
         """
         ancestors = [links[old] for old in survivor.formerly if old in links and old != survivor.id]
-        if len(ancestors) != 1:
-            gone = [
-                replace(_base_record(survivor.kind, row, side), is_deleted=True, merged_into=survivor.id)
-                for row in ancestors
-            ]
-            self._save_sightings(tx, [_sighting_row(self.pair, side, each, True, None, at) for each in gone])
+        heirs = [row for row in ancestors if len(ancestors) == 1 or _link_id(row, side.other) == survivor.mark]
+        gone = [
+            replace(_base_record(survivor.kind, row, side), is_deleted=True, merged_into=survivor.id)
+            for row in ancestors
+            if row not in heirs
+        ]
+        self._save_sightings(tx, [_sighting_row(self.pair, side, each, True, None, at) for each in gone])
+        if len(heirs) != 1:
             return None
-        link = ancestors[0]
+        link = heirs[0]
         tx.execute(
             update(s.link)
             .where(s.link.c.id == link.id)
-            .values({f"{side}_id": survivor.id, f"{side}_parent": survivor.parent, "is_marked": False})
+            .values(
+                {
+                    f"{side}_id": survivor.id,
+                    f"{side}_parent": survivor.parent,
+                    "is_marked": side is Side.RIGHT and survivor.mark == _link_id(link, Side.LEFT),
+                }
+            )
         )
         self._drop_sightings(tx, side, survivor.kind, [_link_id(link, side)])
         self._move_children(tx, side, survivor.kind, _link_id(link, side), survivor.id)
@@ -627,12 +636,18 @@ class Store:
     def make_links(self, kind: str, found: Sequence[tuple[str, str, str]], at: datetime) -> None:
         """Link sighted records, (left id, right id, why) each; their bases are empty, so all is still to be merged.
 
-        A link of either to a partner that is gone gives way.
+        A link of either to a partner that is gone gives way. What it held in step was nowhere
+        sighted, so it is taken from its base.
         """
         if not found:
             return
         ids = {Side.LEFT: [each[0] for each in found], Side.RIGHT: [each[1] for each in found]}
         with self.transaction() as tx:
+            for side in Side:
+                for row in self.linked(kind, side, ids[side]):
+                    unsighted = [each for each in Side if each not in row.moved]
+                    known = [_sighting_row(self.pair, each, row.side(each).record, True, None, at) for each in unsighted]
+                    self._save_sightings(tx, known)
             self.drop_links(kind, left_ids=ids[Side.LEFT], right_ids=ids[Side.RIGHT])
             seen = {side: {row.id: row for row in self._sightings(tx, side, kind, ids[side])} for side in Side}
             rows = [
