@@ -377,7 +377,11 @@ class Connector(Protocol):
         ...
 
     def find(self, writes: Sequence[Write]) -> Mapping[str, Record]:
-        """What stands there now for creates whose outcome is unknown, by ``Write.key``; absent if nothing does."""
+        """What stands there now for creates whose outcome is unknown, by ``Write.key``; absent if nothing does.
+
+        A field that holds no more than the system's own default, where the create wanted another value,
+        is named in ``Record.unspoken``, as it is in the record of ``Verdict.EXISTS``.
+        """
         ...
 
     def least_calls(self, tally: Tally) -> int:

@@ -5,9 +5,9 @@ once, under its own idempotency key and with our external ref: what an idempoten
 and for how long, is not documented (contract, 12). Prospects are added and classified a hundred
 at once; everything else takes one call a record.
 
-A prospect that stands there unclassified, where our create wanted it classified, is reported as
-saying nothing about its classification: Propstreet's default is nobody's word, and must not win
-against the CRM's.
+A prospect that stands there unclassified, where our create wanted it classified, is reported with
+its classification unspoken: Propstreet's default is nobody's word, and must not win against the
+CRM's.
 """
 
 from __future__ import annotations
@@ -717,11 +717,11 @@ def _not_added(write: Write, code: str, there: Record | None) -> Outcome:
 
 
 def _unsaid(write: Write, record: Record) -> Record:
-    """Without the default classification, where the create wanted another."""
+    """With the default classification unspoken, where the create wanted another."""
     wanted, held = write.values.get("classification"), record.values.get("classification")
     if wanted in (None, held) or held != fields.UNTOUCHED:
         return record
-    return replace(record, values={name: each for name, each in record.values.items() if name != "classification"})
+    return replace(record, unspoken=frozenset({"classification"}))
 
 
 def _match_failed(writes: Sequence[Write], answer: Row) -> dict[str, str]:

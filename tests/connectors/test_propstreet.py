@@ -891,7 +891,7 @@ def test_a_batch_with_failures_tells_each_prospect_its_own_fate(world: World, is
     assert outcomes[1].record is not None
     assert outcomes[1].record.id == standing
     # The default is nobody's word: it must not win against the one we came with.
-    assert "classification" not in outcomes[1].record.values
+    assert outcomes[1].record.unspoken == {"classification"}
     if not is_old:
         assert done(outcomes[3]).mark is None
 
@@ -915,7 +915,7 @@ def test_a_batch_with_a_lost_answer_is_not_sent_again_and_is_found_by_listing(wo
     assert [outcome.verdict for outcome in outcomes] == [Verdict.UNKNOWN] * 2 + [Verdict.DONE] * 2
     found = world.connector.find(adds)
     assert set(found) == {each.key for each in adds}
-    assert all("classification" not in record.values for record in found.values())
+    assert all(record.unspoken == {"classification"} for record in found.values())
 
 
 @pytest.mark.parametrize(
