@@ -158,7 +158,9 @@ class KindCapability:
     first. ``is_child``: it is pulled per parent deal. ``batch``: records in one ``write`` of a
     verb. ``is_conditional``: a write with a stale version is refused by the vendor itself.
     ``can_mark``: the record can carry the other side's id. ``is_exact``: an equal ``version``
-    proves equal content. ``can_restore``: updating a deleted record brings it back. ``is_swept``:
+    proves equal content. ``is_current``: nothing that is read was ever overtaken, so that another
+    version with an earlier time is a change committed late, and no index lagging behind.
+    ``can_restore``: updating a deleted record brings it back. ``is_swept``:
     a child kind without a clock of its own, so that only a sweep shows its changes. ``one_per``:
     the kind of reference that can have only one record of this kind (one company per contact).
     """
@@ -170,6 +172,7 @@ class KindCapability:
     is_child: bool = False
     is_conditional: bool = False
     is_exact: bool = False
+    is_current: bool = False
     can_mark: bool = True
     can_restore: bool = False
     is_swept: bool = False

@@ -207,6 +207,12 @@ class PropstreetEmulator(Emulator):
         """From now on, what people write is committed so much later."""
         self.late_commit_seconds = seconds
 
+    def backdate(self, collection: str, id_: str, seconds: float) -> None:
+        """What was written last on a row carries the time at which its transaction began, so much earlier."""
+        with self.lock:
+            row = self._latest(collection, id_)
+            self._commit(collection, replace(row, ticks=row.ticks - round(seconds * 10_000_000)))
+
     def close_project(self, id_: str, buyer: str | None = None) -> None:
         """A person closes a project: sold to someone outside, to one of the prospects (its id), or not sold.
 

@@ -407,9 +407,10 @@ class _Batch:
     def _take_as_base(self, record: Record) -> None:
         """What is nobody's word was never moved: whatever the other side says there is news to this one."""
         for row in self.ctx.store.linked(self.kind, self.side, [record.id]):
-            halves = {name: (record.values.get(name), None) for name in record.unspoken}
-            if self.side is Side.RIGHT:
-                halves = {name: (theirs, mine) for name, (mine, theirs) in halves.items()}
+            halves: dict[str, tuple[Value, Value]] = {}
+            for name in record.unspoken:
+                value = record.values.get(name)
+                halves[name] = (value, None) if self.side is Side.LEFT else (None, value)
             self.ctx.store.settle(row, halves, {}, state=row.state, reason=row.reason)
 
     def _bury(self, entry: Entry, reason: str) -> None:

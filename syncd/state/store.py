@@ -287,11 +287,14 @@ class Store:
 
     # --- the inbox --------------------------------------------------------------------
 
-    def intake(self, side: Side, kind: str, records: Sequence[Record], at: datetime, *, is_exact: bool) -> int:
+    def intake(
+        self, side: Side, kind: str, records: Sequence[Record], at: datetime, *, is_exact: bool,
+        is_current: bool = False,
+    ) -> int:  # fmt: skip
         """Keep what is news: records that their base, or their earlier sighting, does not tell.
 
-        A record older than what is known is an index lagging behind and is no news. Returns how
-        many rows it wrote.
+        A record older than what is known is an index lagging behind and is no news, unless the
+        system ``is_current``: then it was committed late. Returns how many rows it wrote.
         """
         if not records:
             return 0
@@ -308,7 +311,7 @@ class Store:
                 link, sighting = links.get(record.id), seen.get(record.id)
                 if link is None and not record.is_deleted:
                     link = self._follow_merge(tx, side, record, links, at)
-                verdict = _news(side, record, link, sighting, is_exact=is_exact)
+                verdict = _news(side, record, link, sighting, is_exact=is_exact, is_current=is_current)
                 if verdict == "keep":
                     upserts.append(_sighting_row(self.pair, side, record, link is not None, sighting, at))
                 elif verdict in ("drop", "drop and refresh"):
@@ -646,7 +649,9 @@ class Store:
             for side in Side:
                 for row in self.linked(kind, side, ids[side]):
                     unsighted = [each for each in Side if each not in row.moved]
-                    known = [_sighting_row(self.pair, each, row.side(each).record, True, None, at) for each in unsighted]
+                    known = [
+                        _sighting_row(self.pair, each, row.side(each).record, True, None, at) for each in unsighted
+                    ]
                     self._save_sightings(tx, known)
             self.drop_links(kind, left_ids=ids[Side.LEFT], right_ids=ids[Side.RIGHT])
             seen = {side: {row.id: row for row in self._sightings(tx, side, kind, ids[side])} for side in Side}
@@ -1242,20 +1247,23 @@ def _differs(row: Row[Any], record: Record) -> bool:
     )
 
 
-def _news(side: Side, record: Record, link: Row[Any] | None, sighting: Row[Any] | None, *, is_exact: bool) -> str:
+def _news(
+    side: Side, record: Record, link: Row[Any] | None, sighting: Row[Any] | None, *, is_exact: bool, is_current: bool
+) -> str:
     """``keep`` it as a sighting, ``drop`` the sighting there is, ``refresh`` what the link knows of it, or ``none``."""
     if record.is_deleted:
         if link is None:
             return "drop" if sighting is not None else "none"
         return "none" if sighting is not None and sighting.is_deleted else "keep"
-    if sighting is not None and not sighting.is_deleted and _is_older(record.modified_at, sighting.modified_at):
+    last_at = sighting.modified_at if sighting is not None and not sighting.is_deleted else None
+    if not is_current and _is_older(record.modified_at, last_at):
         return "none"
     if link is None:
         if sighting is None or sighting.version != record.version or _differs(sighting, record):
             return "keep"
         return "none"
     known_at, known_version = link._mapping[f"{side}_modified_at"], link._mapping[f"{side}_version"]
-    if _is_older(record.modified_at, known_at):
+    if not is_current and _is_older(record.modified_at, known_at):
         return "none"
     known = _base_record(record.kind, link, side)
     is_same_version = known_version is not None and known_version == record.version

@@ -337,8 +337,9 @@ def test_merged_deals_of_hubspot_are_followed_to_their_new_id(begin: Begin) -> N
 
 @pytest.mark.parametrize("begin", ["hubspot"], indirect=True)
 def test_two_linked_deals_made_one_under_a_new_id_make_nothing_new(begin: Begin) -> None:
-    """The survivor goes on as the deal whose id it carries, prospects included; the other project waits for a person."""
-    world = begin("contact", "deal", "deal_contact", deal=ARCHIVE | {"create": {"in_crm": True, "in_propstreet": True}})
+    """The survivor goes on as the deal whose mark it carries, prospects included; the other waits for a person."""
+    both_ways = {"create": {"in_crm": True, "in_propstreet": True}}
+    world = begin("contact", "deal", "deal_contact", deal=ARCHIVE | both_ways)
     svalan, anna = world.offer()
     gripen = world.hub.add("deal", name="Kv. Gripen 2")
     world.hub.invite(svalan.hub, anna.hub, classification="interested")
