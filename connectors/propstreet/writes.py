@@ -5,6 +5,9 @@ once, under its own idempotency key and with our external ref: what an idempoten
 and for how long, is not documented (contract, 12). Prospects are added and classified a hundred
 at once; everything else takes one call a record.
 
+A link becomes primary by a second call, since its create has no word for that and the first of a
+contact is not documented to be primary by itself.
+
 A prospect that stands there unclassified, where our create wanted it classified, is reported with
 its classification unspoken: Propstreet's default is nobody's word, and must not win against the
 CRM's.
@@ -171,7 +174,19 @@ class Writer:
             if exc.status != 409:
                 raise
             return self._taken(write, body)
-        return self._made(write, row)
+        outcome = self._made(write, row)
+        if outcome.verdict is Verdict.DONE and outcome.record is not None and _lacks_primary(write, outcome.record):
+            return replace(outcome, record=self._made_primary(write, outcome.record))
+        return outcome
+
+    def _made_primary(self, write: Write, link: Record) -> Record:
+        """A new link made its contact's primary one; empty there if that did not take, so that it is tried again."""
+        path = path_of(write.kind, Address(link.id))
+        try:
+            row = self.client.send("PATCH", path, {"isPrimary": True}, etag=link.version)
+            return self._whole(write, row) or link
+        except (RejectedError, StaleVersionError, MissingError, TransientError, UnknownOutcomeError):
+            return replace(link, values={**link.values, "is_primary": None})
 
     def _made(self, write: Write, row: Row | None) -> Outcome:
         """A create that was answered with success; another record than was asked for is one that stood there (14.7)."""
@@ -179,14 +194,14 @@ class Writer:
         if record is None:
             return Outcome(write.key, Verdict.UNKNOWN, reason="the answer did not show the record")
         if fields.strays(write.kind, write.values, record.values):
-            return Outcome(write.key, Verdict.EXISTS, record)
+            return Outcome(write.key, Verdict.EXISTS, _unsaid(write, record))
         return Outcome(write.key, Verdict.DONE, record)
 
     def _taken(self, write: Write, body: Mapping[str, Json]) -> Outcome:
         """A create was refused as a duplicate: adopt what stands there, or get past a deleted holder (14.4)."""
         found = self._holder(write)
         if found is not None and not found.is_deleted:
-            return Outcome(write.key, Verdict.EXISTS, found)
+            return Outcome(write.key, Verdict.EXISTS, _unsaid(write, found))
         rest = {name: value for name, value in body.items() if name != "externalRefs"}
         if "externalRefs" not in body:
             return Outcome(write.key, Verdict.REJECTED, reason="409: exists already, but cannot be found")
@@ -595,7 +610,7 @@ class Writer:
             else:
                 record = self._link(write) if write.kind == "employment" else self._by_ref(write)
                 if record is not None and not record.is_deleted:
-                    found[write.key] = record
+                    found[write.key] = _unsaid(write, record)
         for project, group in projects.items():
             found |= self._find_prospects(project, group)
         if recent:
@@ -716,8 +731,14 @@ def _not_added(write: Write, code: str, there: Record | None) -> Outcome:
     return Outcome(write.key, Verdict.EXISTS, _unsaid(write, there))
 
 
+def _lacks_primary(write: Write, record: Record) -> bool:
+    return write.values.get("is_primary") is True and record.values.get("is_primary") is not True
+
+
 def _unsaid(write: Write, record: Record) -> Record:
-    """With the default classification unspoken, where the create wanted another."""
+    """With unspoken what the create wanted otherwise: the default classification, not being primary."""
+    if _lacks_primary(write, record):
+        return replace(record, values={**record.values, "is_primary": False}, unspoken=frozenset({"is_primary"}))
     wanted, held = write.values.get("classification"), record.values.get("classification")
     if wanted in (None, held) or held != fields.UNTOUCHED:
         return record

@@ -262,7 +262,7 @@ def test_capabilities_name_all_fields_and_only_what_may_be_written(world: World)
     writable = {name for name, each in found.kinds["deal"].fields.items() if each.is_writable}
     assert writable == {"name", "amount", "exclusivity", "asset_type", "property_count"}
     assert not found.kinds["deal_contact"].fields["tags"].is_writable
-    assert not found.kinds["employment"].fields["is_primary"].is_creatable
+    assert found.kinds["employment"].fields["is_primary"].is_creatable
 
 
 # --- reading ------------------------------------------------------------------------------
@@ -1080,6 +1080,29 @@ def test_a_link_is_updated_under_its_tag_and_may_become_primary(world: World) ->
     assert world.emulator.log[-1].body == {"isPrimary": True, "jobTitle": None}
     world.emulator.link_shows_primary = True
     assert world.one("employment", links[1]).values["is_primary"] is True
+
+
+def test_a_link_that_is_made_to_be_primary_becomes_so_by_a_second_call(world: World) -> None:
+    person = world.person()
+    old, *others = (world.emulator.add("companies", {"name": name}) for name in "ABCD")
+    world.emulator.add("links", {"contactId": person, "companyId": old, "isPrimary": True})
+    plain, primary, late = (
+        write("employment", "create", {"is_primary": is_primary}, refs={"contact": person, "company": each}, key=each)
+        for each, is_primary in zip(others, (False, True, True), strict=True)
+    )
+    made = done(sent(world, plain)[0])
+    assert world.emulator.get("contacts", person)["primaryCompanyId"] == old
+    assert "is_primary" not in made.values
+    made = done(sent(world, primary)[0])
+    assert world.emulator.get("contacts", person)["primaryCompanyId"] == others[1]
+    assert [call.status for call in world.emulator.calls("PATCH", "/network/links/")] == [200]
+    world.emulator.faults.append(Fault("PATCH", "/network/links/", status=409))
+    made = done(sent(world, late)[0])
+    assert made.values["is_primary"] is None  # accepted but not stored: the next merge tries again
+    found = world.connector.find([plain, late])
+    assert found[plain.key].unspoken == frozenset()
+    assert found[late.key].unspoken == {"is_primary"}
+    assert found[late.key].values["is_primary"] is False
 
 
 def test_a_link_tells_whether_it_is_primary_as_far_as_its_contact_was_seen(world: World) -> None:
