@@ -139,6 +139,7 @@ class PropstreetEmulator(Emulator):
         self.ids_as_numbers = False
         self.bump_project_on_prospect = False
         self.link_shows_primary = False
+        self.first_link_is_primary = True
         self.has_properties = True
         self.has_remove = True
         self.has_network_deletes = False
@@ -701,7 +702,9 @@ class PropstreetEmulator(Emulator):
         links = self._links_of("contactId", body["contactId"])
         if any(link.fields["companyId"] == body["companyId"] for link in links):
             raise _problem(409, "Linked already")
-        return self._shown(201, "links", self._create("links", {**body, "isPrimary": not links}))
+        return self._shown(
+            201, "links", self._create("links", {**body, "isPrimary": self.first_link_is_primary and not links})
+        )
 
     def _post_prospect(self, project: str, body: dict[str, Any]) -> Response:
         self._open_project(project)

@@ -5,8 +5,8 @@ once, under its own idempotency key and with our external ref: what an idempoten
 and for how long, is not documented (contract, 12). Prospects are added and classified a hundred
 at once; everything else takes one call a record.
 
-A link becomes primary by a second call, since its create has no word for that and the first of a
-contact is not documented to be primary by itself.
+A link becomes primary by a second call, since its create has no word for that, unless the first
+link of a contact has proved to be primary by itself.
 
 A prospect that stands there unclassified, where our create wanted it classified, is reported with
 its classification unspoken: Propstreet's default is nobody's word, and must not win against the
@@ -44,6 +44,7 @@ RECENT_SECONDS: Final = 7200
 """How far back a listing looks for a record that was made while we were about to make it."""
 SETTLING_SECONDS: Final = 300
 MOST_CLOSED: Final = 50_000
+MOST_UNLINKED: Final = 50_000
 CLOSED_PROJECT: Final = "its project is closed in Propstreet"
 
 
@@ -52,7 +53,9 @@ class Writer:
     """Carries out writes with one client.
 
     ``uses_mandate`` is learned: which name this tenant takes (14.10). ``closed`` holds projects that
-    a listing showed to be closed: nothing is sent to their prospects (14.12).
+    a listing showed to be closed: nothing is sent to their prospects (14.12). ``is_first_primary`` is
+    learned, too: whether the first link of a contact is its primary one by itself. ``unlinked`` are
+    contacts that were made here and have no link yet.
     """
 
     client: Client
@@ -60,6 +63,8 @@ class Writer:
     now: Callable[[], datetime]
     uses_mandate: bool = False
     closed: set[str] = field(default_factory=set)
+    is_first_primary: bool | None = None
+    unlinked: set[str] = field(default_factory=set)
     _asked: dict[str, bool] = field(default_factory=dict)
 
     def write(self, writes: Sequence[Write]) -> Sequence[Outcome]:
@@ -175,16 +180,31 @@ class Writer:
                 raise
             return self._taken(write, body)
         outcome = self._made(write, row)
-        if outcome.verdict is Verdict.DONE and outcome.record is not None and _lacks_primary(write, outcome.record):
-            return replace(outcome, record=self._made_primary(write, outcome.record))
+        if outcome.verdict is not Verdict.DONE or outcome.record is None:
+            return outcome
+        if write.kind == "contact" and len(self.unlinked) < MOST_UNLINKED:
+            self.unlinked.add(outcome.record.id)
+        if write.kind == "employment":
+            is_first = write.refs["contact"] in self.unlinked
+            self.unlinked.discard(write.refs["contact"])
+            if _lacks_primary(write, outcome.record):
+                return replace(outcome, record=self._made_primary(write, outcome.record, is_first=is_first))
         return outcome
 
-    def _made_primary(self, write: Write, link: Record) -> Record:
-        """A new link made its contact's primary one; empty there if that did not take, so that it is tried again."""
+    def _made_primary(self, write: Write, link: Record, *, is_first: bool) -> Record:
+        """A new link made its contact's primary one; empty there if that did not take, so that it is tried again.
+
+        The first of a contact may be so by itself, which nothing promises: one contact is asked, once.
+        """
         path = path_of(write.kind, Address(link.id))
         try:
-            row = self.client.send("PATCH", path, {"isPrimary": True}, etag=link.version)
-            return self._whole(write, row) or link
+            if is_first and self.is_first_primary is None:
+                row = self.client.get(path_of("contact", Address(link.refs["contact"])))
+                self.is_first_primary = str(row.get("primaryCompanyId")) == link.refs["company"]
+            if is_first and self.is_first_primary:
+                return link
+            answer = self.client.send("PATCH", path, {"isPrimary": True}, etag=link.version)
+            return self._whole(write, answer) or link
         except (RejectedError, StaleVersionError, MissingError, TransientError, UnknownOutcomeError):
             return replace(link, values={**link.values, "is_primary": None})
 

@@ -1105,6 +1105,20 @@ def test_a_link_that_is_made_to_be_primary_becomes_so_by_a_second_call(world: Wo
     assert found[late.key].values["is_primary"] is False
 
 
+@pytest.mark.parametrize("is_first_primary", [True, False])
+def test_whether_first_links_are_primary_by_themselves_is_asked_once(world: World, is_first_primary: bool) -> None:
+    world.emulator.first_link_is_primary = is_first_primary
+    firm = world.emulator.add("companies", {"name": "Granit AB"})
+    names = [write("contact", "create", {"last_name": str(at)}, key=f"c{at}") for at in range(5)]
+    people = [done(each).id for each in sent(world, *names)]
+    before = len(world.emulator.log)
+    refs = [{"contact": each, "company": firm} for each in people]
+    links = [write("employment", "create", {"is_primary": True}, refs=each, key=each["contact"]) for each in refs]
+    assert {outcome.verdict for outcome in sent(world, *links)} == {Verdict.DONE}
+    assert {world.emulator.get("contacts", each)["primaryCompanyId"] for each in people} == {firm}
+    assert len(world.emulator.log) - before == (6 if is_first_primary else 11)
+
+
 def test_a_link_tells_whether_it_is_primary_as_far_as_its_contact_was_seen(world: World) -> None:
     person = world.person()
     companies = [world.emulator.add("companies", {"name": name}) for name in "AB"]
