@@ -160,7 +160,9 @@ class KindCapability:
     first. ``is_child``: it is pulled per parent deal. ``batch``: records in one ``write`` of a
     verb. ``is_conditional``: a write with a stale version is refused by the vendor itself.
     ``can_mark``: the record can carry the other side's id. ``is_exact``: an equal ``version``
-    proves equal content. ``can_restore``: updating a deleted record brings it back. ``is_swept``:
+    proves equal content. ``is_current``: nothing that is read was ever overtaken, so that another
+    version with an earlier time is a change committed late, and no index lagging behind.
+    ``can_restore``: updating a deleted record brings it back. ``is_swept``:
     a child kind without a clock of its own, so that only a sweep shows its changes. ``one_per``:
     the kind of reference that can have only one record of this kind (one company per contact).
     ``rides_on``: the kind of reference whose record keeps fields of this kind (a contact its job
@@ -174,6 +176,7 @@ class KindCapability:
     is_child: bool = False
     is_conditional: bool = False
     is_exact: bool = False
+    is_current: bool = False
     can_mark: bool = True
     can_restore: bool = False
     is_swept: bool = False
@@ -396,7 +399,11 @@ class Connector(Protocol):
         ...
 
     def find(self, writes: Sequence[Write]) -> Mapping[str, Record]:
-        """What stands there now for creates whose outcome is unknown, by ``Write.key``; absent if nothing does."""
+        """What stands there now for creates whose outcome is unknown, by ``Write.key``; absent if nothing does.
+
+        A field that holds no more than the system's own default, where the create wanted another value,
+        is named in ``Record.unspoken``, as it is in the record of ``Verdict.EXISTS``.
+        """
         ...
 
     def least_calls(self, tally: Tally) -> int:

@@ -456,6 +456,7 @@ def _capability(kind: str) -> KindCapability:
         # The others show what is not theirs: a deal its property, a prospect its contact's tags, a
         # link whether another became primary. Nothing promises that these move their entity tag.
         is_exact=kind in ("company", "contact"),
+        is_current=True,
         can_mark=kind != "employment",
     )
 

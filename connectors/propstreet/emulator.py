@@ -139,6 +139,7 @@ class PropstreetEmulator(Emulator):
         self.ids_as_numbers = False
         self.bump_project_on_prospect = False
         self.link_shows_primary = False
+        self.first_link_is_primary = True
         self.has_properties = True
         self.has_remove = True
         self.has_network_deletes = False
@@ -206,6 +207,12 @@ class PropstreetEmulator(Emulator):
     def late(self, seconds: float) -> None:
         """From now on, what people write is committed so much later."""
         self.late_commit_seconds = seconds
+
+    def backdate(self, collection: str, id_: str, seconds: float) -> None:
+        """What was written last on a row carries the time at which its transaction began, so much earlier."""
+        with self.lock:
+            row = self._latest(collection, id_)
+            self._commit(collection, replace(row, ticks=row.ticks - round(seconds * 10_000_000)))
 
     def close_project(self, id_: str, buyer: str | None = None) -> None:
         """A person closes a project: sold to someone outside, to one of the prospects (its id), or not sold.
@@ -695,7 +702,9 @@ class PropstreetEmulator(Emulator):
         links = self._links_of("contactId", body["contactId"])
         if any(link.fields["companyId"] == body["companyId"] for link in links):
             raise _problem(409, "Linked already")
-        return self._shown(201, "links", self._create("links", {**body, "isPrimary": not links}))
+        return self._shown(
+            201, "links", self._create("links", {**body, "isPrimary": self.first_link_is_primary and not links})
+        )
 
     def _post_prospect(self, project: str, body: dict[str, Any]) -> Response:
         self._open_project(project)

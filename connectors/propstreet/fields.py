@@ -105,7 +105,7 @@ READ_ONLY: Final[Mapping[str, frozenset[str]]] = {
     "deal_contact": frozenset({"tags", "accepted_at", "deadline_at"}),
 }
 _NOT_ON_CREATE: Final = {"is_primary"}
-"""Not among the fields of POST /network/links (contract, 7)."""
+"""Not among the fields of POST /network/links (contract, 7): it takes a PATCH behind it."""
 _NEVER_EMPTY: Final = {("company", "name"), ("deal", "name")}
 
 
@@ -129,7 +129,7 @@ def capabilities(kind: str) -> Mapping[str, FieldCapability]:
         name: FieldCapability(
             type_,
             is_writable=name not in READ_ONLY[kind],
-            is_creatable=name not in READ_ONLY[kind] and name not in _NOT_ON_CREATE,
+            is_creatable=name not in READ_ONLY[kind],
         )
         for name, type_ in FIELDS[kind].items()
     }

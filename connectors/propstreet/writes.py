@@ -5,9 +5,12 @@ once, under its own idempotency key and with our external ref: what an idempoten
 and for how long, is not documented (contract, 12). Prospects are added and classified a hundred
 at once; everything else takes one call a record.
 
-A prospect that stands there unclassified, where our create wanted it classified, is reported as
-saying nothing about its classification: Propstreet's default is nobody's word, and must not win
-against the CRM's.
+A link becomes primary by a second call, since its create has no word for that, unless the first
+link of a contact has proved to be primary by itself.
+
+A prospect that stands there unclassified, where our create wanted it classified, is reported with
+its classification unspoken: Propstreet's default is nobody's word, and must not win against the
+CRM's.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ RECENT_SECONDS: Final = 7200
 """How far back a listing looks for a record that was made while we were about to make it."""
 SETTLING_SECONDS: Final = 300
 MOST_CLOSED: Final = 50_000
+MOST_UNLINKED: Final = 50_000
 CLOSED_PROJECT: Final = "its project is closed in Propstreet"
 
 
@@ -49,7 +53,9 @@ class Writer:
     """Carries out writes with one client.
 
     ``uses_mandate`` is learned: which name this tenant takes (14.10). ``closed`` holds projects that
-    a listing showed to be closed: nothing is sent to their prospects (14.12).
+    a listing showed to be closed: nothing is sent to their prospects (14.12). ``is_first_primary`` is
+    learned, too: whether the first link of a contact is its primary one by itself. ``unlinked`` are
+    contacts that were made here and have no link yet.
     """
 
     client: Client
@@ -57,6 +63,8 @@ class Writer:
     now: Callable[[], datetime]
     uses_mandate: bool = False
     closed: set[str] = field(default_factory=set)
+    is_first_primary: bool | None = None
+    unlinked: set[str] = field(default_factory=set)
     _asked: dict[str, bool] = field(default_factory=dict)
 
     def write(self, writes: Sequence[Write]) -> Sequence[Outcome]:
@@ -171,7 +179,34 @@ class Writer:
             if exc.status != 409:
                 raise
             return self._taken(write, body)
-        return self._made(write, row)
+        outcome = self._made(write, row)
+        if outcome.verdict is not Verdict.DONE or outcome.record is None:
+            return outcome
+        if write.kind == "contact" and len(self.unlinked) < MOST_UNLINKED:
+            self.unlinked.add(outcome.record.id)
+        if write.kind == "employment":
+            is_first = write.refs["contact"] in self.unlinked
+            self.unlinked.discard(write.refs["contact"])
+            if _lacks_primary(write, outcome.record):
+                return replace(outcome, record=self._made_primary(write, outcome.record, is_first=is_first))
+        return outcome
+
+    def _made_primary(self, write: Write, link: Record, *, is_first: bool) -> Record:
+        """A new link made its contact's primary one; empty there if that did not take, so that it is tried again.
+
+        The first of a contact may be so by itself, which nothing promises: one contact is asked, once.
+        """
+        path = path_of(write.kind, Address(link.id))
+        try:
+            if is_first and self.is_first_primary is None:
+                row = self.client.get(path_of("contact", Address(link.refs["contact"])))
+                self.is_first_primary = str(row.get("primaryCompanyId")) == link.refs["company"]
+            if is_first and self.is_first_primary:
+                return link
+            answer = self.client.send("PATCH", path, {"isPrimary": True}, etag=link.version)
+            return self._whole(write, answer) or link
+        except (RejectedError, StaleVersionError, MissingError, TransientError, UnknownOutcomeError):
+            return replace(link, values={**link.values, "is_primary": None})
 
     def _made(self, write: Write, row: Row | None) -> Outcome:
         """A create that was answered with success; another record than was asked for is one that stood there (14.7)."""
@@ -179,14 +214,14 @@ class Writer:
         if record is None:
             return Outcome(write.key, Verdict.UNKNOWN, reason="the answer did not show the record")
         if fields.strays(write.kind, write.values, record.values):
-            return Outcome(write.key, Verdict.EXISTS, record)
+            return Outcome(write.key, Verdict.EXISTS, _unsaid(write, record))
         return Outcome(write.key, Verdict.DONE, record)
 
     def _taken(self, write: Write, body: Mapping[str, Json]) -> Outcome:
         """A create was refused as a duplicate: adopt what stands there, or get past a deleted holder (14.4)."""
         found = self._holder(write)
         if found is not None and not found.is_deleted:
-            return Outcome(write.key, Verdict.EXISTS, found)
+            return Outcome(write.key, Verdict.EXISTS, _unsaid(write, found))
         rest = {name: value for name, value in body.items() if name != "externalRefs"}
         if "externalRefs" not in body:
             return Outcome(write.key, Verdict.REJECTED, reason="409: exists already, but cannot be found")
@@ -595,7 +630,7 @@ class Writer:
             else:
                 record = self._link(write) if write.kind == "employment" else self._by_ref(write)
                 if record is not None and not record.is_deleted:
-                    found[write.key] = record
+                    found[write.key] = _unsaid(write, record)
         for project, group in projects.items():
             found |= self._find_prospects(project, group)
         if recent:
@@ -716,12 +751,18 @@ def _not_added(write: Write, code: str, there: Record | None) -> Outcome:
     return Outcome(write.key, Verdict.EXISTS, _unsaid(write, there))
 
 
+def _lacks_primary(write: Write, record: Record) -> bool:
+    return write.values.get("is_primary") is True and record.values.get("is_primary") is not True
+
+
 def _unsaid(write: Write, record: Record) -> Record:
-    """Without the default classification, where the create wanted another."""
+    """With unspoken what the create wanted otherwise: the default classification, not being primary."""
+    if _lacks_primary(write, record):
+        return replace(record, values={**record.values, "is_primary": False}, unspoken=frozenset({"is_primary"}))
     wanted, held = write.values.get("classification"), record.values.get("classification")
     if wanted in (None, held) or held != fields.UNTOUCHED:
         return record
-    return replace(record, values={name: each for name, each in record.values.items() if name != "classification"})
+    return replace(record, unspoken=frozenset({"classification"}))
 
 
 def _match_failed(writes: Sequence[Write], answer: Row) -> dict[str, str]:

@@ -155,6 +155,8 @@ class Record:
     ``opaque`` comes back to the connector with each write of this record.
     A tombstone has ``is_deleted``; ``merged_into`` then names the survivor, if a merge took it.
     ``formerly`` lists ids that lead here since a merge.
+    ``unspoken`` names fields of a record that was found where a create of ours wanted to go: they
+    hold what the system puts there by itself, which is nobody's word.
     """
 
     kind: str
@@ -171,6 +173,7 @@ class Record:
     locked: Mapping[str, str] = field(default_factory=dict)
     native: Mapping[str, str | None] = field(default_factory=dict)
     opaque: Mapping[str, Json] = field(default_factory=dict)
+    unspoken: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ def advance(current: str | None, seen: Iterable[str | None]) -> str | None:
     """
     best = current
     for clock in seen:
-        if clock is not None and (best is None or is_later(clock, best)):
+        # The first one is held against nothing, but must be a time all the same.
+        if clock is not None and (instant(clock, "clock") is not None if best is None else is_later(clock, best)):
             best = clock
     return best
 

@@ -440,6 +440,17 @@ class _Batch:
             return
         left, right = (record.id, source_id) if self.side is Side.LEFT else (source_id, record.id)
         store.make_links(self.kind, [(left, right, why)], now)
+        if record.unspoken:
+            self._take_as_base(record)
+
+    def _take_as_base(self, record: Record) -> None:
+        """What is nobody's word was never moved: whatever the other side says there is news to this one."""
+        for row in self.ctx.store.linked(self.kind, self.side, [record.id]):
+            halves: dict[str, tuple[Value, Value]] = {}
+            for name in record.unspoken:
+                value = record.values.get(name)
+                halves[name] = (value, None) if self.side is Side.LEFT else (None, value)
+            self.ctx.store.settle(row, halves, {}, state=row.state, reason=row.reason)
 
     def _bury(self, entry: Entry, reason: str) -> None:
         """A dead letter: set aside with its reason, until its record moves or a person says so."""

@@ -181,7 +181,8 @@ def _take(ctx: Context, side: Side, pages: Sequence[Page]) -> None:
     records = [record for page in pages for record in page.records]
     system.pulled[kind] += len(records)
     with ctx.store.transaction():
-        ctx.store.intake(side, kind, records, at, is_exact=system.kind(kind).is_exact)
+        can = system.kind(kind)
+        ctx.store.intake(side, kind, records, at, is_exact=can.is_exact, is_current=can.is_current)
         for refusal in (each for page in pages for each in page.refused):
             ctx.report.rejected[refusal.kind] += 1
             ctx.store.refuse(side, refusal.kind, refusal.id, refusal.reason, at)
@@ -209,7 +210,7 @@ def _believe(ctx: Context, side: Side, kind: str, gone: Sequence[Address], known
 
 def read_again(ctx: Context, system: System, side: Side, kind: str, addresses: Sequence[Address]) -> None:
     """Read records by id and keep what is news; a vanished one becomes a tombstone."""
-    size = system.kind(kind).read_batch
-    for start in range(0, len(addresses), size):
-        found = system.connector.read(kind, addresses[start : start + size])
-        ctx.store.intake(side, kind, list(found.values()), ctx.now(), is_exact=False)
+    can = system.kind(kind)
+    for start in range(0, len(addresses), can.read_batch):
+        found = system.connector.read(kind, addresses[start : start + can.read_batch])
+        ctx.store.intake(side, kind, list(found.values()), ctx.now(), is_exact=False, is_current=can.is_current)

@@ -289,11 +289,14 @@ class Store:
 
     # --- the inbox --------------------------------------------------------------------
 
-    def intake(self, side: Side, kind: str, records: Sequence[Record], at: datetime, *, is_exact: bool) -> int:
+    def intake(
+        self, side: Side, kind: str, records: Sequence[Record], at: datetime, *, is_exact: bool,
+        is_current: bool = False,
+    ) -> int:  # fmt: skip
         """Keep what is news: records that their base, or their earlier sighting, does not tell.
 
-        A record older than what is known is an index lagging behind and is no news. Returns how
-        many rows it wrote.
+        A record older than what is known is an index lagging behind and is no news, unless the
+        system ``is_current``: then it was committed late. Returns how many rows it wrote.
         """
         if not records:
             return 0
@@ -310,7 +313,9 @@ class Store:
                 link, sighting = links.get(record.id), seen.get(record.id)
                 if link is None and not record.is_deleted:
                     link = self._follow_merge(tx, side, record, links, at)
-                verdict = _news(side, record, link, sighting, self.counts[kind], is_exact=is_exact)
+                verdict = _news(
+                    side, record, link, sighting, self.counts[kind], is_exact=is_exact, is_current=is_current
+                )
                 if verdict == "keep":
                     upserts.append(_sighting_row(self.pair, side, record, link is not None, sighting, at))
                 elif verdict in ("drop", "drop and refresh"):
@@ -361,22 +366,31 @@ class Store:
     ) -> Row[Any] | None:
         """A record that came out of a merge inherits the link of its one linked ancestor.
 
-        With several linked ancestors, two things became one: that is a person's decision. The
-        links stay where they are, each with its reason, and the survivor waits in review.
+        With several, it is the one whose counterpart the survivor's mark names. Those that are left
+        over are two things that became one, which is a person's decision: their links stay where
+        they are, each with its reason. So do all where no mark tells, and the survivor waits in review.
         """
         ancestors = [links[old] for old in survivor.formerly if old in links and old != survivor.id]
-        if len(ancestors) != 1:
-            gone = [
-                replace(_base_record(survivor.kind, row, side), is_deleted=True, merged_into=survivor.id)
-                for row in ancestors
-            ]
-            self._save_sightings(tx, [_sighting_row(self.pair, side, each, True, None, at) for each in gone])
+        heirs = [row for row in ancestors if len(ancestors) == 1 or _link_id(row, side.other) == survivor.mark]
+        gone = [
+            replace(_base_record(survivor.kind, row, side), is_deleted=True, merged_into=survivor.id)
+            for row in ancestors
+            if row not in heirs
+        ]
+        self._save_sightings(tx, [_sighting_row(self.pair, side, each, True, None, at) for each in gone])
+        if len(heirs) != 1:
             return None
-        link = ancestors[0]
+        link = heirs[0]
         tx.execute(
             update(s.link)
             .where(s.link.c.id == link.id)
-            .values({f"{side}_id": survivor.id, f"{side}_parent": survivor.parent, "is_marked": False})
+            .values(
+                {
+                    f"{side}_id": survivor.id,
+                    f"{side}_parent": survivor.parent,
+                    "is_marked": side is Side.RIGHT and survivor.mark == _link_id(link, Side.LEFT),
+                }
+            )
         )
         self._drop_sightings(tx, side, survivor.kind, [_link_id(link, side)])
         self._move_children(tx, side, survivor.kind, _link_id(link, side), survivor.id)
@@ -629,12 +643,20 @@ class Store:
     def make_links(self, kind: str, found: Sequence[tuple[str, str, str]], at: datetime) -> None:
         """Link sighted records, (left id, right id, why) each; their bases are empty, so all is still to be merged.
 
-        A link of either to a partner that is gone gives way.
+        A link of either to a partner that is gone gives way. What it held in step was nowhere
+        sighted, so it is taken from its base.
         """
         if not found:
             return
         ids = {Side.LEFT: [each[0] for each in found], Side.RIGHT: [each[1] for each in found]}
         with self.transaction() as tx:
+            for side in Side:
+                for row in self.linked(kind, side, ids[side]):
+                    unsighted = [each for each in Side if each not in row.moved]
+                    known = [
+                        _sighting_row(self.pair, each, row.side(each).record, True, None, at) for each in unsighted
+                    ]
+                    self._save_sightings(tx, known)
             self.drop_links(kind, left_ids=ids[Side.LEFT], right_ids=ids[Side.RIGHT])
             seen = {side: {row.id: row for row in self._sightings(tx, side, kind, ids[side])} for side in Side}
             rows = [
@@ -1238,20 +1260,22 @@ def _news(
     counts: Container[str],
     *,
     is_exact: bool,
+    is_current: bool,
 ) -> str:
     """``keep`` it as a sighting, ``drop`` the sighting there is, ``refresh`` what the link knows of it, or ``none``."""
     if record.is_deleted:
         if link is None:
             return "drop" if sighting is not None else "none"
         return "none" if sighting is not None and sighting.is_deleted else "keep"
-    if sighting is not None and not sighting.is_deleted and _is_older(record.modified_at, sighting.modified_at):
+    last_at = sighting.modified_at if sighting is not None and not sighting.is_deleted else None
+    if not is_current and _is_older(record.modified_at, last_at):
         return "none"
     if link is None:
         if sighting is None or sighting.version != record.version or _differs(sighting, record):
             return "keep"
         return "none"
     known_at, known_version = link._mapping[f"{side}_modified_at"], link._mapping[f"{side}_version"]
-    if _is_older(record.modified_at, known_at):
+    if not is_current and _is_older(record.modified_at, known_at):
         return "none"
     known = _base_record(record.kind, link, side)
     is_same_version = known_version is not None and known_version == record.version

@@ -262,7 +262,7 @@ def test_capabilities_name_all_fields_and_only_what_may_be_written(world: World)
     writable = {name for name, each in found.kinds["deal"].fields.items() if each.is_writable}
     assert writable == {"name", "amount", "exclusivity", "asset_type", "property_count"}
     assert not found.kinds["deal_contact"].fields["tags"].is_writable
-    assert not found.kinds["employment"].fields["is_primary"].is_creatable
+    assert found.kinds["employment"].fields["is_primary"].is_creatable
 
 
 # --- reading ------------------------------------------------------------------------------
@@ -891,7 +891,7 @@ def test_a_batch_with_failures_tells_each_prospect_its_own_fate(world: World, is
     assert outcomes[1].record is not None
     assert outcomes[1].record.id == standing
     # The default is nobody's word: it must not win against the one we came with.
-    assert "classification" not in outcomes[1].record.values
+    assert outcomes[1].record.unspoken == {"classification"}
     if not is_old:
         assert done(outcomes[3]).mark is None
 
@@ -915,7 +915,7 @@ def test_a_batch_with_a_lost_answer_is_not_sent_again_and_is_found_by_listing(wo
     assert [outcome.verdict for outcome in outcomes] == [Verdict.UNKNOWN] * 2 + [Verdict.DONE] * 2
     found = world.connector.find(adds)
     assert set(found) == {each.key for each in adds}
-    assert all("classification" not in record.values for record in found.values())
+    assert all(record.unspoken == {"classification"} for record in found.values())
 
 
 @pytest.mark.parametrize(
@@ -1080,6 +1080,43 @@ def test_a_link_is_updated_under_its_tag_and_may_become_primary(world: World) ->
     assert world.emulator.log[-1].body == {"isPrimary": True, "jobTitle": None}
     world.emulator.link_shows_primary = True
     assert world.one("employment", links[1]).values["is_primary"] is True
+
+
+def test_a_link_that_is_made_to_be_primary_becomes_so_by_a_second_call(world: World) -> None:
+    person = world.person()
+    old, *others = (world.emulator.add("companies", {"name": name}) for name in "ABCD")
+    world.emulator.add("links", {"contactId": person, "companyId": old, "isPrimary": True})
+    plain, primary, late = (
+        write("employment", "create", {"is_primary": is_primary}, refs={"contact": person, "company": each}, key=each)
+        for each, is_primary in zip(others, (False, True, True), strict=True)
+    )
+    made = done(sent(world, plain)[0])
+    assert world.emulator.get("contacts", person)["primaryCompanyId"] == old
+    assert "is_primary" not in made.values
+    made = done(sent(world, primary)[0])
+    assert world.emulator.get("contacts", person)["primaryCompanyId"] == others[1]
+    assert [call.status for call in world.emulator.calls("PATCH", "/network/links/")] == [200]
+    world.emulator.faults.append(Fault("PATCH", "/network/links/", status=409))
+    made = done(sent(world, late)[0])
+    assert made.values["is_primary"] is None  # accepted but not stored: the next merge tries again
+    found = world.connector.find([plain, late])
+    assert found[plain.key].unspoken == frozenset()
+    assert found[late.key].unspoken == {"is_primary"}
+    assert found[late.key].values["is_primary"] is False
+
+
+@pytest.mark.parametrize("is_first_primary", [True, False])
+def test_whether_first_links_are_primary_by_themselves_is_asked_once(world: World, is_first_primary: bool) -> None:
+    world.emulator.first_link_is_primary = is_first_primary
+    firm = world.emulator.add("companies", {"name": "Granit AB"})
+    names = [write("contact", "create", {"last_name": str(at)}, key=f"c{at}") for at in range(5)]
+    people = [done(each).id for each in sent(world, *names)]
+    before = len(world.emulator.log)
+    refs = [{"contact": each, "company": firm} for each in people]
+    links = [write("employment", "create", {"is_primary": True}, refs=each, key=each["contact"]) for each in refs]
+    assert {outcome.verdict for outcome in sent(world, *links)} == {Verdict.DONE}
+    assert {world.emulator.get("contacts", each)["primaryCompanyId"] for each in people} == {firm}
+    assert len(world.emulator.log) - before == (6 if is_first_primary else 11)
 
 
 def test_a_link_tells_whether_it_is_primary_as_far_as_its_contact_was_seen(world: World) -> None:

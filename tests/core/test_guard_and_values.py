@@ -77,6 +77,14 @@ def test_a_watermark_is_the_latest_of_what_was_seen_and_never_goes_back(clocks: 
     assert advance(start, clocks) == max([start, *clocks])
 
 
+def test_what_is_no_time_never_becomes_a_watermark() -> None:
+    """Not even the first one, which there is nothing to hold against."""
+    for current in (None, "2026-01-02T00:00:00Z"):
+        with pytest.raises(UnfitValueError):
+            advance(current, ["soon"])
+    assert advance(None, ["", "2026-01-02T00:00:00Z"]) == "2026-01-02T00:00:00Z"
+
+
 def test_an_overlap_is_cut_and_never_rounded_up() -> None:
     """Seven digits become six, downwards."""
     assert less("2026-01-02T00:00:00.1234569Z", 60) == "2026-01-01T23:59:00.123456Z"

@@ -388,6 +388,21 @@ def test_a_merge_in_the_crm_hands_the_link_to_the_survivor(world: World) -> None
     assert not world.hub.get("contact", ids["contact"]).is_deleted
 
 
+def test_a_link_whose_partner_is_gone_gives_way_to_a_record_that_carries_its_mark(engine: Engine) -> None:
+    """What was in step is sighted nowhere, and is not forgotten when another partner takes the link over."""
+    held = KindRules(deletes_to_left=OnDelete.HOLD, deletes_to_right=OnDelete.HOLD)
+    world = World(engine, kinds=rules(contact=held))
+    ids = seed(world)
+    world.run()
+    world.crm.remove("contact", world.links("contact")[ids["contact"]])
+    world.settle()
+    successor = world.crm.add("contact", {"first_name": "Anna", "last_name": "Berg"}, mark=ids["contact"])
+    world.settle()
+    assert world.links("contact") == {ids["contact"]: successor}
+    assert len(world.hub.all("contact")) == 1
+    assert world.crm.get("contact", successor).values["email"] == "anna@nordhaus.se"
+
+
 def test_a_closed_deal_is_never_written_and_listed_with_its_reason(world: World) -> None:
     """A locked record gives but does not take."""
     ids = seed(world)

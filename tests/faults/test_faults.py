@@ -159,6 +159,10 @@ def test_replies_that_stay_lost_until_patience_ends_leave_one_record_each(make: 
     recover(world)
 
 
+def _bidders(world: World) -> int:
+    return sum(row["classification"] == "bidder" for row in world.hub.all("prospects"))
+
+
 def test_a_lost_reply_to_a_batch_of_prospects_leaves_one_of_each(make: Make) -> None:
     """Prospects are added by the hundred; the reply to the batch is lost after some were there already."""
     world = make("hubspot")
@@ -169,11 +173,29 @@ def test_a_lost_reply_to_a_batch_of_prospects_leaves_one_of_each(make: Make) -> 
     (deal,) = crm.all("deals")
     for id_, row in crm.all("contacts").items():
         if row["email"].startswith("crm"):
-            crm.associate("deals", deal, "contacts", id_)
+            crm.associate("deals", deal, "contacts", id_, ["Bidder"])
     wrong = fault(world.hub, method="POST", path="prospects:batch$", when="drop")
     recover(world)
     assert wrong.times == 0
     assert len(world.hub.all("prospects")) == 8
+    assert _bidders(world) == 6
+
+
+def test_a_prospect_whose_reply_was_lost_keeps_the_role_that_the_crm_gave(make: Make) -> None:
+    """Propstreet's own default is nobody's word: it does not travel back, though it is the newer one."""
+    world = make("hubspot")
+    world.seed(deals=1)
+    world.first()
+    crm = world.crm
+    assert isinstance(crm, HubSpotEmulator)
+    (deal,) = crm.all("deals")
+    person = next(id_ for id_, row in crm.all("contacts").items() if row["email"].startswith("crm"))
+    crm.associate("deals", deal, "contacts", person, ["Bidder"])
+    wrong = fault(world.hub, method="POST", path="/prospects$", when="drop")
+    recover(world)
+    assert wrong.times == 0
+    assert _bidders(world) == 1
+    assert crm.associations("deals", deal, "contacts")[person] == {"Bidder"}
 
 
 @pytest.mark.parametrize("connector", CRMS)

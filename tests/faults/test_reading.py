@@ -223,6 +223,26 @@ def test_a_row_that_shows_late_is_not_missed(make: Make, system: str, late_secon
     world.assert_in_step()
 
 
+def test_a_change_stamped_before_the_last_one_that_was_seen_is_not_missed(make: Make) -> None:
+    """A transaction that began first and committed last leaves a row with an earlier time and another tag."""
+    world = make("hubspot")
+    for number in range(2):
+        add(world, "propstreet", number)
+    world.first()
+    world.clock.advance(60)
+    rename(world, "propstreet", 0, "Genast")
+    rename(world, "propstreet", 1, "Genast")
+    world.settle()
+    for number in range(2):
+        rename(world, "propstreet", number, "Senare")
+        (id_,) = [each["id"] for each in world.hub.all("contacts") if each["email"] == f"hub{number}@example.com"]
+        world.hub.backdate("contacts", id_, 90)
+    world.run(is_sweep=False)
+    assert [name_of(world, "crm", "propstreet", number) for number in range(2)] == ["Senare", "Senare"]
+    world.settle()
+    world.assert_in_step()
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_new_rows_that_show_late_are_not_missed(make: Make, system: str) -> None:
     """The same for records that are new: twenty, of which every other one shows two minutes late."""

@@ -335,6 +335,28 @@ def test_merged_deals_of_hubspot_are_followed_to_their_new_id(begin: Begin) -> N
     assert (world.hub.count("deal"), world.crm.count("deal")) == (1, 1)
 
 
+@pytest.mark.parametrize("begin", ["hubspot"], indirect=True)
+def test_two_linked_deals_made_one_under_a_new_id_make_nothing_new(begin: Begin) -> None:
+    """The survivor goes on as the deal whose mark it carries, prospects included; the other waits for a person."""
+    both_ways = {"create": {"in_crm": True, "in_propstreet": True}}
+    world = begin("contact", "deal", "deal_contact", deal=ARCHIVE | both_ways)
+    svalan, anna = world.offer()
+    gripen = world.hub.add("deal", name="Kv. Gripen 2")
+    world.hub.invite(svalan.hub, anna.hub, classification="interested")
+    world.settle()
+    survivor = world.crm.merge("deal", svalan.crm, world.crm.of("deal", gripen))
+    world.settle()
+    assert (world.hub.count("deal"), world.crm.count("deal")) == (2, 1)
+    assert world.crm.of("deal", svalan.hub) == survivor
+    assert {str(each["propstreet"]) for each in world.conflicts(only_open=True)} == {gripen}
+    world.hub.edit("deal", svalan.hub, name="Kv. Svalan 4 och 5")
+    world.crm.relabel(survivor, anna.crm, "bidder")
+    world.settle()
+    assert world.crm.get("deal", survivor)["name"] == "Kv. Svalan 4 och 5"
+    assert world.hub.invited(svalan.hub) == {anna.hub: "bidder"}
+    assert (world.hub.count("deal"), world.crm.count("deal")) == (2, 1)
+
+
 def test_two_linked_records_made_one_wait_for_a_person(begin: Begin) -> None:
     """Two of ours, one of theirs: nothing is deleted or made, a person says which of ours it is."""
     world = begin("contact", contact=ARCHIVE)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from tests.stories.harness import CRMS, Crm, Hub, World, worlds
+from syncd.testing.emulator import Fault
+from tests.stories.harness import CRMS, Crm, Hub, HubSpot, World, worlds
 
 Begin = Callable[..., World]
 
@@ -140,6 +141,28 @@ def test_a_job_title_changes_on_either_side(begin: Begin) -> None:
     world.settle()
     assert world.crm.get("contact", crm_anna)["title"] == "Styrelseordförande"
     assert world.crm.employer(crm_anna) == world.crm.of("company", firm)
+
+
+@pytest.mark.parametrize("begin", ["hubspot"], indirect=True)
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_contact_moves_to_another_primary_company_in_the_crm(begin: Begin, is_lost: bool) -> None:
+    """The new link becomes the primary one in Propstreet too, though its create has no word for that."""
+    world = begin("company", "contact", "employment")
+    old, new = (world.hub.add("company", name=name, domain=f"{name}.se") for name in ("granit", "vinga"))
+    anna = world.hub.add("contact", first_name="Anna", last_name="Berg", email="anna@granit.se")
+    world.hub.employ(anna, old, "CFO")
+    world.meet()
+    world.clock.advance(4_000)
+    world.settle()
+    crm = world.crm
+    assert isinstance(crm, HubSpot)
+    crm_anna, crm_new = crm.of("contact", anna), crm.of("company", new)
+    crm.emulator.associate("contacts", crm_anna, "companies", crm_new, ["Primary"])
+    if is_lost:
+        world.hub.emulator.faults.append(Fault("POST", "/network/links$", when="drop"))
+    world.settle()
+    assert crm.employer(crm_anna) == crm_new
+    assert world.hub.emulator.get("contacts", anna)["primaryCompanyId"] == new
 
 
 def test_a_field_goes_only_where_its_policy_lets_it(begin: Begin) -> None:
