@@ -3,8 +3,8 @@
 An employment is the association of a contact with a company; its job title stands on the
 contact and belongs to the primary one. A prospect is the association of a deal with a contact,
 or with a company when that carries one of our labels. Labels of other people are never touched:
-ours are added and taken off one by one, and an association goes only when nothing but its
-plain type and ours is on it.
+what an association has is sent along with what it gets, ours are taken off one by one, and an
+association goes only when nothing but its plain type and ours is on it.
 
 An association has no place for teaser dates. They stand in a line per investor in a text of the
 deal, with a label as their short form, and are never read back from there.
@@ -298,22 +298,31 @@ class Relations:
         return _Job(write, (first, ends[1]), ends[0], ends[2], have=_types(write.opaque.get("types")))
 
     def _learn(self, jobs: list[_Job]) -> None:
-        """Read the types of associations that are to change and were not handed in."""
-        blind = [job for job in jobs if job.write.verb != "create" and not job.have and job.failure is None]
-        for pair in {job.pair for job in blind}:
+        """Read the types of associations that are to change and were not handed in.
+
+        A prospect may come to stand on an association that was none of ours: the company that
+        sells, the contact who is somebody's lawyer. An employment is every association there is.
+        """
+        blind = [job for job in jobs if not job.have and job.failure is None]
+        blind = [job for job in blind if job.write.verb != "create" or job.write.kind != "employment"]
+        for pair in sorted({job.pair for job in blind}):
             mine = [job for job in blind if job.pair == pair]
             bonds = self._client.associated(*pair, list(dict.fromkeys(job.one for job in mine)))
             for job in mine:
                 types = bonds.get(job.one, Bonds()).to.get(job.other)
-                if types is None:
-                    job.failure = (Verdict.MISSING, "the association is not there")
-                else:
+                if types is not None:
                     job.have = types
+                elif job.write.verb != "create":
+                    job.failure = (Verdict.MISSING, "the association is not there")
+                elif job.one not in bonds:
+                    job.failure = (Verdict.RETRY, "what the deal is associated with could not be read")
 
     def _plan_employment(self, job: _Job) -> None:
         values = job.write.values
         if job.write.verb == "delete":
-            job.is_removed = True
+            foreign = job.have - {_PLAIN[job.pair], _PRIMARY}
+            job.is_removed = not foreign
+            job.drop = job.have & {_PRIMARY} if foreign else frozenset()
             return
         is_primary = values.get("is_primary", _PRIMARY in job.have)
         if job.write.verb == "create":
@@ -353,8 +362,14 @@ class Relations:
         job.drop = frozenset(old) & job.have
 
     def _put_on(self, jobs: list[_Job]) -> None:
-        """Add types to associations, making those that are new. Adding leaves other types alone."""
-        self._each_pair("associate", [job for job in jobs if job.add], lambda job: job.add, self._is_on)
+        """Add types to associations, making those that are new.
+
+        What is to stay is sent along: a single association is replaced by what is put there,
+        and nothing says that one of a batch is not (7).
+        RACE: a label that somebody puts on between our read and our write may be lost.
+        """
+        adding = [job for job in jobs if job.add]
+        self._each_pair("associate", adding, lambda job: (job.have | job.add) - job.drop, self._is_on)
 
     def _take_off(self, jobs: list[_Job]) -> None:
         self._each_pair("unlabel", [job for job in jobs if job.drop], lambda job: job.drop, self._is_off)

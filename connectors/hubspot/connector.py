@@ -59,6 +59,8 @@ OVERLAP_SECONDS: Final = 300
 DEEP_OVERLAP_SECONDS: Final = 7200
 _EPOCH: Final = "1970-01-01T00:00:00.000Z"
 _FIXED_CALLS: Final = 7
+#: Codes of a conflict with a record that is there already, as against one with a change made just now.
+_HELD: Final = frozenset({"OBJECT_ALREADY_EXISTS", "CONTACT_EXISTS"})
 
 
 def connect(settings: ConnectionSettings, wire: Wire, now: Callable[[], datetime]) -> HubSpotConnector:
@@ -425,6 +427,26 @@ class HubSpotConnector:
                 return [self._alone(kind, writes, exc)]
             rows = _by_key(kind, writes, rows_of(answer.body))
             errors = rows_of(answer.body, "errors", is_required=False)
+        missing = [each for each in writes if sent[each.key] and each.key not in rows]
+        riddles = [each for each in missing if not _about(each, errors)]
+        if len(riddles) > 1 and any(not any(_about(each, [error]) for each in writes) for error in errors):
+            # Some of these are refused, but the answer does not say which: in halves it must.
+            half = len(riddles) // 2
+            rest = [each for each in writes if each not in riddles]
+            told = [*self._send(kind, verb, riddles[:half]), *self._send(kind, verb, riddles[half:])]
+            return [*told, *(self._told(kind, rest, rows, errors, sent, notes) if rest else ())]
+        return self._told(kind, writes, rows, errors, sent, notes)
+
+    def _told(
+        self,
+        kind: str,
+        writes: Sequence[Write],
+        rows: dict[str, Row],
+        errors: Sequence[Row],
+        sent: Mapping[str, Mapping[str, str]],
+        notes: Mapping[str, tuple[str, ...]],
+    ) -> list[Outcome]:
+        """What an answer says of each of these writes."""
         outcomes = {each.key: self._settle(each, errors, writes, rows) for each in writes if each.key not in rows}
         for each in writes:
             if not sent[each.key]:
@@ -483,9 +505,8 @@ class HubSpotConnector:
 
     def _settle(self, write: Write, errors: Sequence[Row], writes: Sequence[Write], rows: Mapping[str, Row]) -> Outcome:
         """What a missing result means: refused if an error names it, otherwise unknown."""
-        id_ = write.counterpart if write.verb == "create" else write.address.id if write.address else ""
-        about = [each for each in errors if is_about(each, str(id_), write.key)]
-        if not about and len(writes) - len(rows) == 1:
+        about = _about(write, errors)
+        if not about and sum(each.key not in rows for each in writes) == 1:
             about = list(errors)
         codes = tuple(dict.fromkeys(code for each in about for code in codes_of(each)))
         if not about:
@@ -540,6 +561,9 @@ class HubSpotConnector:
                 yield outcome
             elif each.key in found:
                 yield Outcome(each.key, Verdict.EXISTS, found[each.key], outcome.reason)
+            elif each.key in named or _HELD.intersection(outcome.reason.split()):
+                # The holder is in the bin, or nobody we may read: waiting does not bring it out.
+                yield Outcome(each.key, Verdict.REJECTED, reason=f"{outcome.reason}: held by a record not to be read")
             else:
                 # A conflict without a record behind it is a change made at the same moment (4.4).
                 yield Outcome(each.key, Verdict.RETRY, reason=outcome.reason)
@@ -681,6 +705,12 @@ def _tells_all(write: Write, record: Record, sheet: Sheet) -> bool:
     )
 
 
+def _about(write: Write, errors: Sequence[Row]) -> list[Row]:
+    """The errors of a batch that name this write."""
+    id_ = write.counterpart if write.verb == "create" else write.address.id if write.address else ""
+    return [each for each in errors if is_about(each, str(id_), write.key)]
+
+
 def _holder(error: Row, write: Write) -> str | None:
     """The id of the record that a refused create came across, if the error names both."""
     return existing_id(error) if is_about(error, str(write.counterpart), write.key) else None
@@ -688,10 +718,9 @@ def _holder(error: Row, write: Write) -> str | None:
 
 def _verdict(write: Write, codes: Sequence[str], status: int = 0, existing: str | None = None) -> Verdict:
     """What a refusal means for one write. A conflict that names no record is a change made at the same moment."""
-    conflicts = {"CONFLICT", "OBJECT_ALREADY_EXISTS", "CONTACT_EXISTS"}
     if "CONFLICTING_UNIQUE_VALUE" in codes:
         return Verdict.REJECTED
-    if write.verb == "create" and (status == 409 or conflicts.intersection(codes)):
+    if write.verb == "create" and (status == 409 or "CONFLICT" in codes or _HELD.intersection(codes)):
         return Verdict.EXISTS
     if status == 409 and existing is None:
         return Verdict.RETRY

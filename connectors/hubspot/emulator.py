@@ -151,6 +151,12 @@ class HubSpotEmulator(Emulator):
         self.time_zone = time_zone
         self.portal_id = portal_id
         self.association_page = association_page
+        # Whether a batch of associations replaces the labels of a pair, as a single PUT does, or adds to them.
+        self.associating_replaces = True
+        # Whether what is in the bin keeps its unique values from others.
+        self.bin_holds_values = False
+        # Whether an error in an answer of 207 tells which input it is about.
+        self.names_errors = True
         self.missing_scopes: set[str] = set()
         self.is_daily_spent = False
         self.pipelines = [_pipeline("default", "Sales Pipeline", _STAGES)]
@@ -647,7 +653,10 @@ class HubSpotEmulator(Emulator):
             except _Trouble as trouble:
                 if trouble.status == 409 or not is_partial:
                     raise Answer(trouble.status, _error_body(trouble.category, trouble.message)) from None
-                trouble.context.setdefault("objectWriteTraceId", [each["objectWriteTraceId"]])
+                if self.names_errors:
+                    trouble.context.setdefault("objectWriteTraceId", [each["objectWriteTraceId"]])
+                else:
+                    trouble.context = {key: held for key, held in trouble.context.items() if key == "inner"}
                 errors.append(trouble)
         rows = []
         for each, thing, fit in ready:
@@ -753,6 +762,9 @@ class HubSpotEmulator(Emulator):
                     _Trouble(404, "OBJECT_NOT_FOUND", "No such object.", fromObjectId=[from_id], toObjectId=[to_id])
                 )
                 continue
+            if self.associating_replaces:
+                held = self._bonds[pair].get(int(from_id), {}).get(int(to_id), set())
+                self._unbind(one, int(from_id), other, int(to_id), held - types - {("HUBSPOT_DEFINED", _PLAIN[pair])})
             self._bind(one, int(from_id), other, int(to_id), types)
             labels = [self._labels[pair][id_] for _, id_ in types if id_ in self._labels[pair]]
             rows.append(
@@ -1049,7 +1061,8 @@ class HubSpotEmulator(Emulator):
             if not value or not (is_email or self._defined[type_][name].get("hasUniqueValue")):
                 continue
             holder = self._holder(type_, name, value)
-            is_other = holder is not None and holder is not thing and holder.archived_at is None
+            is_binned = holder is not None and holder.archived_at is not None
+            is_other = holder is not None and holder is not thing and (self.bin_holds_values or not is_binned)
             if is_other and holder is not None:
                 if is_email:
                     raise _Trouble(409, "CONFLICT", f"Contact already exists. Existing ID: {holder.id}")

@@ -456,6 +456,9 @@ class _Batch:
         """A dead letter: set aside with its reason, until its record moves or a person says so."""
         op = entry.operation
         row = self.links.get(op.target.id) if op.target is not None else None
+        if row is None and op.verb == "create" and op.source is not None:
+            # A create in place of a counterpart that was lost: the link to that one still stands.
+            row = next(iter(self.ctx.store.linked(self.kind, self.side.other, [op.source])), None)
         if row is not None:
             self.ctx.store.bury(row.id, reason, None)
         elif op.source is not None:

@@ -707,6 +707,22 @@ def test_a_new_contact_takes_its_job_title_along(connector: HubSpotConnector, hu
     assert (hub.get("contacts", contact.id) or {})["jobtitle"] == "Chair"
 
 
+@pytest.mark.parametrize("replaces", [True, False])
+def test_an_employment_leaves_foreign_labels(connector: HubSpotConnector, hub: HubSpotEmulator, replaces: bool) -> None:
+    """Labels of other people outlive a change of ours, and the employment itself."""
+    hub.associating_replaces = replaces
+    contact, company = hub.add("contacts", {"firstname": "A"}), hub.add("companies", {"name": "A"})
+    hub.associate("contacts", contact, "companies", company, ("Board member",), primary=False)
+    id_ = f"{contact}:{company}"
+    record = connector.read("employment", [Address(id_)])[id_]
+    record = done(connector.write([change("update", record, {"is_primary": True})]))
+    assert hub.associations("contacts", contact, "companies") == {company: {"Board member", "Primary"}}
+    (outcome,) = connector.write([change("delete", record)])
+    assert outcome.verdict is Verdict.DONE
+    assert outcome.record is not None
+    assert hub.associations("contacts", contact, "companies") == {company: {"Board member"}}
+
+
 # --- prospects ----------------------------------------------------------------------------------
 
 
@@ -748,9 +764,12 @@ def test_labels_are_read_as_the_furthest_classification(
     assert dict(record.values) == {"classification": classification}
 
 
+@pytest.mark.parametrize("replaces", [True, False])
 def test_a_classification_replaces_ours_and_leaves_foreign_labels(
-    connector: HubSpotConnector, hub: HubSpotEmulator, deal: str, person: str
+    connector: HubSpotConnector, hub: HubSpotEmulator, deal: str, person: str, replaces: bool
 ) -> None:
+    """Foreign labels stay, whether HubSpot takes a batch of associations as an addition or as all there is."""
+    hub.associating_replaces = replaces
     hub.associate("deals", deal, "contacts", person, ("Lawyer", "Contacted"))
     id_ = f"{deal}:contact:{person}"
     for stage, label in (("bidder", "Bidder"), ("interested", "Interested"), ("not_contacted", None)):
@@ -792,6 +811,22 @@ def test_a_removed_prospect_with_a_foreign_label_loses_only_ours(
     id_ = f"{deal}:contact:{person}"
     connector.write([change("delete", connector.read("deal_contact", [Address(id_, deal)])[id_])])
     assert hub.associations("deals", deal, "contacts") == {person: {"Lawyer"}}
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+def test_a_new_prospect_leaves_the_labels_that_are_there(
+    connector: HubSpotConnector, hub: HubSpotEmulator, deal: str, person: str, replaces: bool
+) -> None:
+    """Who is on the deal already for another reason stays so when made a prospect."""
+    hub.associating_replaces = replaces
+    seller = hub.add("companies", {"name": "A"})
+    hub.associate("deals", deal, "companies", seller, ("Primary", "Seller"))
+    hub.associate("deals", deal, "contacts", person, ("Lawyer",))
+    done(connector.write([create("deal_contact", "x", {"classification": "bidder"}, deal=deal, company=seller)]))
+    done(connector.write([create("deal_contact", "y", {"classification": "contacted"}, deal=deal, contact=person)]))
+    ours = {"Propstreet prospect", "Bidder"}
+    assert hub.associations("deals", deal, "companies") == {seller: {"Primary", "Seller", *ours}}
+    assert hub.associations("deals", deal, "contacts") == {person: {"Lawyer", "Contacted"}}
 
 
 def test_a_company_is_a_prospect_only_with_our_label(
@@ -893,6 +928,15 @@ def test_a_taken_email_refuses_the_batch_and_names_the_holder_alone(
     assert outcome.record.values["other_emails"] == frozenset({"two@example.com"})
 
 
+def test_an_email_held_by_something_in_the_bin_is_refused_and_not_tried_again(
+    connector: HubSpotConnector, hub: HubSpotEmulator
+) -> None:
+    hub.bin_holds_values = True
+    hub.archive("contacts", hub.add("contacts", {"email": "one@example.com"}))
+    (outcome,) = connector.write([create("contact", "1", {"email": "one@example.com"})])
+    assert (outcome.verdict, outcome.reason) == (Verdict.REJECTED, "CONFLICT: held by a record not to be read")
+
+
 def test_an_upsert_whose_answer_was_lost_makes_no_twin(connector: HubSpotConnector, hub: HubSpotEmulator) -> None:
     hub.faults.append(Fault("POST", "upsert", "drop"))
     hub.faults.append(Fault("POST", "upsert", "after", 502, "<html>bad gateway</html>"))
@@ -908,6 +952,25 @@ def test_an_answer_that_does_not_name_a_record_leaves_it_unknown(
     hub.faults.append(Fault("POST", "upsert", "after", 200, {"status": "COMPLETE", "results": []}))
     outcomes = connector.write([create("deal", each, {"name": "A"}) for each in "ab"])
     assert {each.verdict for each in outcomes} == {Verdict.UNKNOWN}
+
+
+@pytest.mark.parametrize("verb", ["create", "update"])
+def test_refused_rows_that_a_207_does_not_name_are_found(
+    connector: HubSpotConnector, hub: HubSpotEmulator, verb: Verb
+) -> None:
+    """With several errors that name nobody, halves are sent until each refusal has its record; the rest stands."""
+    hub.names_errors = False
+    ids = {str(n): hub.add("companies", {"name": "C"}) for n in range(9)} if verb == "update" else {}
+    texts = {str(n): "x" * 65_537 if n in (2, 7) else f"D{n}" for n in range(9)}
+    old = {id_: Record("company", id_, {}) for id_ in ids.values()}
+    writes = [
+        change("update", old[ids[n]], {"name": text}) if ids else create("company", n, {"name": text})
+        for n, text in texts.items()
+    ]
+    outcomes = connector.write(writes)
+    assert Counter(each.verdict for each in outcomes) == {Verdict.DONE: 7, Verdict.REJECTED: 2}
+    assert {each.key for each in outcomes} == {each.key for each in writes}
+    assert sum(each["name"].startswith("D") for each in hub.all("companies").values()) == 7
 
 
 @pytest.mark.parametrize("context", [{}, {"objectWriteTraceId": ["key-company-1"]}])

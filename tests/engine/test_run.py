@@ -203,6 +203,23 @@ def test_an_edit_wins_over_a_deletion(world: World) -> None:
     assert not world.hub.get("deal", deal).is_deleted
 
 
+def test_a_record_that_may_not_come_back_becomes_a_dead_letter(world: World) -> None:
+    """Deleted there, edited here, refused as new: set aside until it moves, not sent for ever."""
+    deal = world.hub.add("deal", {"name": "one"})
+    world.run()
+    world.crm.remove("deal", world.links("deal")[deal])
+    world.hub.edit("deal", deal, name="two")
+    world.crm.refuses = lambda write: "CONFLICTING_UNIQUE_VALUE" if write.verb == "create" else None
+    report = world.run()
+    assert report.rejected["deal"] == 1
+    assert [(row.state, row.reason) for row in world.rows(s.link)] == [("dead", "CONFLICTING_UNIQUE_VALUE")]
+    world.settle()
+    world.crm.refuses = lambda write: None
+    world.hub.edit("deal", deal, name="three")
+    world.settle()
+    assert [record.values["name"] for record in world.crm.all("deal")] == ["three"]
+
+
 def test_the_first_run_waits_for_approval_and_writes_nothing(engine: Engine) -> None:
     """Without a person's word a pair's first plan is saved, not applied."""
     world = World(engine, is_approved=False)
