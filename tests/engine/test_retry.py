@@ -116,6 +116,22 @@ def test_a_quota_is_never_exceeded_in_any_window(time: Time) -> None:
         assert sum(start <= each < start + timedelta(seconds=10) for each in sent) <= 5
 
 
+def test_a_quota_is_never_exceeded_as_the_vendor_counts(time: Time) -> None:
+    """One call that arrives late and another that arrives at once are still far enough apart."""
+    courier = Courier(Patience(time.now, time.sleep, Random(1)))
+    courier.allow([Quota("search", 5, 1.0)])
+    arrived: list[datetime] = []
+
+    def exchange() -> None:
+        time.at += timedelta(milliseconds=150 if len(arrived) % 5 == 0 and len(arrived) % 2 == 0 else 0)
+        arrived.append(time.at)
+
+    for _ in range(23):
+        courier.call(exchange, effect="read", bucket="search")
+    for start in arrived:
+        assert sum(start <= each < start + timedelta(seconds=1) for each in arrived) <= 5
+
+
 def test_headers_that_say_nothing_is_left_are_heeded(courier: Courier, time: Time) -> None:
     """Others use the account too: the vendor's own count wins."""
     courier.observe("default", remaining=0, reset_seconds=7)
