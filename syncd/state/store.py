@@ -311,7 +311,7 @@ class Store:
             refreshed: list[dict[str, object]] = []
             for record in records:
                 link, sighting = links.get(record.id), seen.get(record.id)
-                if link is None and not record.is_deleted:
+                if record.formerly and not record.is_deleted:
                     link = self._follow_merge(tx, side, record, links, at)
                 verdict = _news(
                     side, record, link, sighting, self.counts[kind], is_exact=is_exact, is_current=is_current
@@ -368,18 +368,28 @@ class Store:
 
         With several, it is the one whose counterpart the survivor's mark names. Those that are left
         over are two things that became one, which is a person's decision: their links stay where
-        they are, each with its reason. So do all where no mark tells, and the survivor waits in review.
+        they are, each with its reason. So do all where no mark tells, and the survivor waits in review;
+        and those of ancestors of a survivor that has a link of its own.
         """
+        own = links.get(survivor.id)
         ancestors = [links[old] for old in survivor.formerly if old in links and old != survivor.id]
-        heirs = [row for row in ancestors if len(ancestors) == 1 or _link_id(row, side.other) == survivor.mark]
+        if not ancestors:
+            return own
+        is_heir = {row.id: len(ancestors) == 1 or _link_id(row, side.other) == survivor.mark for row in ancestors}
+        heirs = [row for row in ancestors if own is None and is_heir[row.id]]
+        told = {
+            row.id
+            for row in self._sightings(tx, side, survivor.kind, [_link_id(row, side) for row in ancestors])
+            if row.is_deleted and row.facts.get("merged_into") == survivor.id
+        }
         gone = [
             replace(_base_record(survivor.kind, row, side), is_deleted=True, merged_into=survivor.id)
             for row in ancestors
-            if row not in heirs
+            if row not in heirs and _link_id(row, side) not in told
         ]
         self._save_sightings(tx, [_sighting_row(self.pair, side, each, True, None, at) for each in gone])
         if len(heirs) != 1:
-            return None
+            return own
         link = heirs[0]
         tx.execute(
             update(s.link)

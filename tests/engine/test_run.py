@@ -420,6 +420,46 @@ def test_a_link_whose_partner_is_gone_gives_way_to_a_record_that_carries_its_mar
     assert world.crm.get("contact", successor).values["email"] == "anna@nordhaus.se"
 
 
+def merge_anew(world: World, kind: str, first: str, second: str) -> str:
+    """A merge whose survivor has a new id, and the mark of the first."""
+    new = world.crm.add(kind, world.crm.get(kind, first).values, mark=world.crm.get(kind, first).mark)
+    for old in (first, second):
+        del world.crm.records[kind, old]
+    world.crm.change(kind, new, formerly=(first, second))
+    return new
+
+
+@pytest.mark.parametrize("kind", ["deal", "company"])
+def test_two_linked_records_that_become_one_wait_for_a_person(world: World, kind: str) -> None:
+    """The survivor stays with what its mark names, the other link says why it waits; nothing is made anew."""
+    names = [world.hub.add(kind, {"name": name}) for name in ("one", "two")]
+    world.run()
+    links = world.links(kind)
+    new = merge_anew(world, kind, links[names[0]], links[names[1]])
+    world.clock.sleep(10_000)
+    world.settle()
+    assert world.links(kind) == {names[0]: new, names[1]: links[names[1]]}
+    assert [record.id for record in world.crm.all(kind)] == [new]
+    assert len(world.hub.all(kind)) == 2
+    assert [(row.left_id, row.settled_at) for row in world.rows(s.conflict)] == [(names[1], None)]
+    world.crm.edit(kind, new, name="three")
+    world.settle()
+    assert world.hub.get(kind, names[0]).values["name"] == "three"
+
+
+def test_a_linked_record_merged_into_a_linked_one_waits_for_a_person(world: World) -> None:
+    """A survivor that keeps its id keeps its link; the loser's link is listed with what became of it."""
+    winner, loser = (world.hub.add("contact", {"email": f"{name}@x.se", "first_name": name}) for name in ("a", "b"))
+    world.run()
+    links = world.links("contact")
+    del world.crm.records["contact", links[loser]]
+    world.crm.change("contact", links[winner], formerly=(links[loser],))
+    world.settle()
+    assert world.links("contact") == links
+    assert len(world.crm.all("contact")) == 1
+    assert [(row.left_id, row.right_id) for row in world.rows(s.conflict)] == [(loser, links[loser])]
+
+
 def test_a_closed_deal_is_never_written_and_listed_with_its_reason(world: World) -> None:
     """A locked record gives but does not take."""
     ids = seed(world)
