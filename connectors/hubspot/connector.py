@@ -112,7 +112,7 @@ class HubSpotConnector:
             fields=self._schema.sheet(kind).capabilities(),
             batch=dict.fromkeys(_VERBS, BATCH),
             read_batch=BATCH,
-            is_exact=True,
+            # Not exact: the answer to a write tells a time, but not what people changed before it.
             can_mark=UNIQUE[kind] in self._schema.properties(kind),
         )
 
@@ -481,7 +481,8 @@ class HubSpotConnector:
         for each in done:
             row, shown = rows[each.key], dig(rows[each.key], "properties")
             held = shown if isinstance(shown, Mapping) else {}
-            wanted = {name for name, text in sent[each.key].items() if text and name != UNIQUE[kind]}
+            # The property that search goes by, too: nothing says that ``updatedAt`` is the same to the millisecond.
+            wanted = {name for name, text in sent[each.key].items() if text and name != UNIQUE[kind]} | {CURSOR[kind]}
             try:
                 record = sheet.record(row, sent[each.key]) if sent[each.key] and wanted <= held.keys() else None
             except UnfitValueError:

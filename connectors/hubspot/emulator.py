@@ -147,6 +147,7 @@ class HubSpotEmulator(Emulator):
         self.quota = quota
         self.has_labels = has_labels
         self.is_terse = is_terse
+        self.terse_shows_modified = False
         self.currency = currency
         self.time_zone = time_zone
         self.portal_id = portal_id
@@ -664,7 +665,9 @@ class HubSpotEmulator(Emulator):
             thing = self._create(type_, fit) if thing is None else self._change(type_, thing, fit)
             row = self._row(type_, thing, [] if self.is_terse else [*_DEFAULTS[type_], *fit])
             if self.is_terse:
-                row["properties"] = {}
+                modified = thing.properties[_CURSOR[type_]]
+                row["properties"] = {_CURSOR[type_]: modified} if self.terse_shows_modified else {}
+                row["updatedAt"] = mapping.iso_z(thing.updated + timedelta(milliseconds=1))
             row |= {"new": is_new} if is_upsert else {}
             row |= {"objectWriteTraceId": each["objectWriteTraceId"]} if each.get("objectWriteTraceId") else {}
             rows.append(row)
