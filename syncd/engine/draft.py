@@ -24,21 +24,24 @@ CHUNK = 400
 
 @dataclass(slots=True)
 class Draft:
-    """A plan in the making. It gets an id, and a row, only once there is something to do."""
+    """A plan in the making. It gets an id, and a row, only once there is something to do.
+
+    ``by_kind`` counts the operations of each kind in this run, those of its earlier plans included.
+    """
 
     ctx: Context
     plan_id: str | None = None
     census: Census = field(default_factory=Census)
+    by_kind: dict[str, int] = field(default_factory=dict)
     _buffer: list[Entry] = field(default_factory=list)
-    _by_kind: dict[str, int] = field(default_factory=dict)
 
     def add(self, operation: Operation, before: Mapping[str, Value], source: Record | None, target: Record | None,
             conflicts: Sequence[Mapping[str, Json]] = ()) -> bool:  # fmt: skip
         """Plan one operation; False if the run's own limit for its kind is reached."""
         limit = self.ctx.rules.limit
-        if limit is not None and self._by_kind.get(operation.kind, 0) >= limit:
+        if limit is not None and self.by_kind.get(operation.kind, 0) >= limit:
             return False
-        self._by_kind[operation.kind] = self._by_kind.get(operation.kind, 0) + 1
+        self.by_kind[operation.kind] = self.by_kind.get(operation.kind, 0) + 1
         self.census.count(operation, before)
         types = self.ctx.fields(operation.kind).types
         self._buffer.append(

@@ -68,14 +68,14 @@ def execute(ctx: Context, order: Order) -> str | None:
     if order.reason == "plan" or first_plan is None:
         return first_plan
     _apply(ctx, first_plan)
-    _look_again(ctx, order)
+    _look_again(ctx, order, draft.by_kind)
     return first_plan
 
 
-def _look_again(ctx: Context, order: Order) -> None:
+def _look_again(ctx: Context, order: Order, by_kind: dict[str, int]) -> None:
     """Plan and apply what moved while we wrote, or became possible by what we wrote; at most three rounds in all."""
     for _ in range(ROUNDS - 1):
-        draft = Draft(ctx)
+        draft = Draft(ctx, by_kind=by_kind)
         for kind in ctx.kinds:
             if ctx.rules.only is None or kind in ctx.rules.only:
                 draft_kind(draft, kind)

@@ -175,6 +175,18 @@ def test_a_poison_record_becomes_a_dead_letter_and_the_rest_goes_on(world: World
     world.settle()
 
 
+def test_a_limit_holds_for_the_whole_run(world: World) -> None:
+    """A run looks again at what moved while it wrote: that gives nobody another helping."""
+    for number in range(7):
+        world.hub.add("company", {"name": f"C{number}", "domain": f"c{number}.se"})
+    world.limit = 2
+    world.run()
+    assert len(world.crm.all("company")) == 2
+    world.limit = None
+    world.settle()
+    assert len(world.crm.all("company")) == 7
+
+
 def test_deletions_follow_the_tenants_rule(engine: Engine) -> None:
     """archive passes a deletion on; hold keeps the other side and lists it."""
     world = World(engine, kinds=rules(deal=KindRules(deletes_to_left=OnDelete.HOLD, deletes_to_right=OnDelete.ARCHIVE)))

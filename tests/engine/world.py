@@ -51,6 +51,7 @@ class World:
     limits: Limits = field(default_factory=Limits)
     is_approved: bool = True
     visits: int | None = None
+    limit: int | None = None
     serial: Iterator[int] = field(default_factory=lambda: iter(range(1, 10**9)))
 
     def __post_init__(self) -> None:
@@ -76,7 +77,7 @@ class World:
         return Context(
             pair=held.pair,
             run_id=self.new_id(),
-            rules=PairRules(self.kinds, self.limits, visits=self.visits, only=only),
+            rules=PairRules(self.kinds, self.limits, visits=self.visits, only=only, limit=self.limit),
             systems=systems,
             store=store,
             journal=Journal(store),
