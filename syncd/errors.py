@@ -28,7 +28,8 @@ class RateLimitedError(TransientError):
     """The vendor asked for patience: ``pause_seconds`` from now, or the policy's own guess if None.
 
     ``bucket`` names the exhausted quota. ``is_daily`` means that waiting inside this run is
-    pointless: the connection rests until the vendor's day turns.
+    pointless: the connection rests until the vendor's day turns. ``is_growing``: a pause that is
+    usual with this vendor, not one it asked for, so that each further attempt waits once more as long.
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class RateLimitedError(TransientError):
         bucket: str = "default",
         pause_seconds: float | None = None,
         is_daily: bool = False,
+        is_growing: bool = False,
     ):
         super().__init__(message, is_sent=False, pause_seconds=pause_seconds)
         self.bucket = bucket
         self.is_daily = is_daily
+        self.is_growing = is_growing
 
 
 class UnknownOutcomeError(SyncdError):

@@ -164,6 +164,8 @@ class Courier:
         exc = state.outcome.exception() if state.outcome is not None else None
         asked = exc.pause_seconds if isinstance(exc, TransientError) else None
         if asked is not None:
+            if isinstance(exc, RateLimitedError) and exc.is_growing:
+                asked = min(LONGEST_PAUSE_SECONDS, asked * state.attempt_number)
             return asked + self._patience.random.uniform(0.0, 0.25)
         ceiling = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (state.attempt_number - 1))
         return self._patience.random.uniform(ceiling / 2, ceiling)

@@ -1107,6 +1107,7 @@ def test_quotas_are_told_apart(
     with pytest.raises(RateLimitedError) as caught:
         pull(connector, "company")
     assert caught.value.is_daily is is_daily
+    assert caught.value.is_growing is not (is_daily or "Retry-After" in headers)
     assert caught.value.pause_seconds == (pause if pause is None else pytest.approx(pause, abs=2))
     assert len(hub.calls("GET", "objects/companies$")) == (1 if is_daily else 4)
 

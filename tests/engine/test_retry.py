@@ -76,6 +76,12 @@ def test_what_the_vendor_asks_for_is_respected(courier: Courier, time: Time) -> 
     assert 42 <= sum(time.slept) <= 42.25
 
 
+def test_a_usual_pause_grows_with_each_attempt(courier: Courier, time: Time) -> None:
+    """Where the vendor says no time, a quota that others use up as well is left alone longer each time."""
+    courier.call(failing(*[RateLimitedError("429", pause_seconds=10, is_growing=True)] * 4), effect="read")
+    assert 10 + 20 + 30 + 40 <= sum(time.slept) <= 10 + 20 + 30 + 40 + 1
+
+
 def test_a_write_whose_answer_was_lost_is_not_sent_again(courier: Courier) -> None:
     """Unless sending twice does no harm, the outcome is unknown."""
     lost = TransientError("timed out", is_sent=True)
