@@ -190,6 +190,8 @@ class Capabilities:
 
     ``pull_groups``: kinds that one ``pull`` serves together, in order. ``overlap_seconds``
     covers late commits and index lag on every pull, ``deep_overlap_seconds`` now and then.
+    ``canonical_id`` brings an id of this system, as another one may have it stored, to the one
+    spelling that records carry here; what is no id of this system stays as it is.
     """
 
     kinds: Mapping[str, KindCapability]
@@ -197,6 +199,7 @@ class Capabilities:
     quotas: tuple[Quota, ...]
     overlap_seconds: int
     deep_overlap_seconds: int
+    canonical_id: Callable[[str], str] = str
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,6 +161,7 @@ class SalesforceConnector:
             quotas=(Quota("default", 50, 1.0),),
             overlap_seconds=OVERLAP_SECONDS,
             deep_overlap_seconds=DEEP_OVERLAP_SECONDS,
+            canonical_id=_spelt_out,
         )
 
     def _tables(self) -> Mapping[str, Table]:
@@ -661,6 +662,14 @@ def _addressed(write: Write, result: Result) -> Result:
 def _is_gone(trouble: Trouble) -> bool:
     """The record itself is gone; with fields, INVALID_CROSS_REFERENCE_KEY speaks of what it refers to."""
     return trouble.code in _GONE or (trouble.code == "INVALID_CROSS_REFERENCE_KEY" and not trouble.fields)
+
+
+def _spelt_out(id_: str) -> str:
+    """An id in 18 characters: reports and older integrations keep the 15 that people see (contract, 13)."""
+    try:
+        return normal_id(id_, "id")
+    except UnfitValueError:
+        return id_
 
 
 def _own_id(write: Write) -> str:
