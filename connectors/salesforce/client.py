@@ -51,10 +51,12 @@ _JWT_GRANT: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _ID: Final = re.compile(r"[A-Za-z0-9]{15}(?:[A-Za-z0-9]{3})?")
 _CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{1,80}")
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,120}")
-_NEXT: Final = re.compile(r"/services/data/v\d{2,3}\.\d/query(?:All)?/[A-Za-z0-9_-]+")
+_NEXT: Final = re.compile(r"/services/data/v\d{2,3}\.\d/query(?:All)?/[A-Za-z0-9_~=-][A-Za-z0-9_.~=-]*")
 _USAGE: Final = re.compile(r"(?:^|[;,\s])api-usage=(\d+)/(\d+)")
 _WHO: Final = re.compile(r"/id/(00D[A-Za-z0-9]{12,15})/(005[A-Za-z0-9]{12,15})")
 
+#: The org has no such object or field, or hides it: asking in another way is of no use.
+_UNKNOWN: Final = ("INVALID_TYPE", "INVALID_FIELD")
 #: Of the daily allowance, what polling may use; a backfill stops earlier (contract, 4.1).
 POLLING_SHARE: Final = 0.9
 BACKFILL_SHARE: Final = 0.7
@@ -237,7 +239,8 @@ class Client:
         """Describes (by object name) and small queries in one call; what the org refuses is None.
 
         A part that the composite refuses is asked for by itself before it is given up, since
-        which resources a composite takes is not spelled out.
+        which resources a composite takes is not spelled out; except one of which the org says
+        that it has no such object or field.
         """
         paths = {
             name: self._path(each) if isinstance(each, Query) else f"{self._root()}/sobjects/{each}/describe"
@@ -247,10 +250,14 @@ class Client:
             parts = self._call(lambda sf: self._composite(sf, paths), "composite") if len(wanted) > 1 else {}
         except (RejectedError, MissingError):
             parts = {}
-        return {
-            name: parts[name][1] if parts.get(name, (400, None))[0] == 200 else self._alone(each)
-            for name, each in wanted.items()
-        }
+        found: dict[str, Any] = {}
+        for name, each in wanted.items():
+            status, body = parts.get(name, (400, None))
+            if status == 200:
+                found[name] = body
+            else:
+                found[name] = None if _trouble(body).code in _UNKNOWN else self._alone(each)
+        return found
 
     def _alone(self, wanted: str | Query) -> Any:
         try:

@@ -139,6 +139,7 @@ class SalesforceConnector:
         self._client = client
         self._now = now
         self._known: Mapping[str, Table] | None = None
+        self._is_checked = False
         self._org_name = ""
 
     def close(self) -> None:
@@ -168,9 +169,12 @@ class SalesforceConnector:
         """Each kind as this org carries it. Raises ConfigError for settings that the org contradicts."""
         if self._known is None:
             sobjects = sorted(set(SOBJECTS.values()))
-            answers = self._client.look_up({**{each: each for each in sobjects}, "Stages": _STAGES})
+            wanted: dict[str, str | Query] = {each: each for each in sobjects}
+            wanted |= {"Stages": _STAGES, "Organization": _ORGANIZATION}
+            answers = self._client.look_up(wanted)
             fields = {each: described(answers[each]) for each in sobjects}
-            org = self._org(fields["Opportunity"], answers["Stages"])
+            org = self._org(fields["Opportunity"], answers)
+            self._is_checked = False
             known = {
                 kind: table(kind, fields[SOBJECTS[kind]], org, self._choice(kind))
                 for kind in KINDS
@@ -181,14 +185,13 @@ class SalesforceConnector:
             self._known = known
         return self._known
 
-    def _org(self, opportunity: Mapping[str, NativeField], stages: object) -> Org:
+    def _org(self, opportunity: Mapping[str, NativeField], answers: Mapping[str, object]) -> Org:
         currency = self._settings.options.get("currency")
-        if currency is None and "currencyisocode" not in opportunity:
-            answer = self._client.look_up({"Organization": _ORGANIZATION})["Organization"]
-            for row in _records(answer):
+        for row in _records(answers["Organization"]):
+            self._org_name = text(row.get("Name"), "Name", limit=255) or ""
+            if currency is None and "currencyisocode" not in opportunity:
                 currency = text(row.get("DefaultCurrencyIsoCode"), "DefaultCurrencyIsoCode", limit=3)
-                self._org_name = text(row.get("Name"), "Name", limit=255) or ""
-        return Org(currency, stages_of(_records(stages)) or stages_from(opportunity.get("stagename")))
+        return Org(currency, stages_of(_records(answers["Stages"])) or stages_from(opportunity.get("stagename")))
 
     def _choice(self, kind: str) -> KindChoice:
         return self._settings.kinds.get(kind, KindChoice())
@@ -202,9 +205,12 @@ class SalesforceConnector:
     # --- set-up -----------------------------------------------------------------------
 
     def check(self) -> Sequence[Finding]:
-        self._known = None
+        if self._is_checked:
+            # What was looked up a moment ago, to tell who we are, need not be asked for twice.
+            self._known = None
         found: list[Finding] = []
         tables = self._tables()
+        self._is_checked = True
         for kind in KINDS:
             if self._choice(kind).pipeline:
                 raise ConfigError(f"{kind}.pipeline: Salesforce has none; use when: {{RecordTypeId: ...}}")
@@ -224,6 +230,7 @@ class SalesforceConnector:
                 field = new_field(kind, name)
                 if field["FullName"] in wanted:
                     self._create(field, permission_set)
+        self._known = None
         left = {each.thing: each for each in self.check()}
         return [
             replace(left[each.thing], fix=_by_hand(left[each.thing]), is_fixable=False)

@@ -265,9 +265,20 @@ def test_a_wrong_secret_stops_the_connection_without_showing_it(world: World) ->
     assert "invalid_client" in str(caught.value)
 
 
-def test_setting_up_takes_a_token_one_composite_and_the_org(world: World) -> None:
+def test_setting_up_takes_a_token_and_one_composite(world: World) -> None:
+    """Who we are, what is there and what it offers are asked for once, however many want to know."""
+    world.connector.account()
+    world.connector.check()
     world.connector.capabilities()
-    assert [call.path.rpartition("/")[2] for call in world.org.log] == ["token", "composite", ""]
+    assert [call.path.rpartition("/")[2] for call in world.org.log] == ["token", "composite"]
+    world.connector.check()
+    assert len(world.org.log) == 3, "a later check looks again"
+
+
+def test_what_the_org_does_not_have_is_not_asked_for_twice(build: Callable[..., World]) -> None:
+    world = build(currency=None)
+    world.connector.account()
+    assert [call.path.rpartition("/")[2] for call in world.org.log] == ["token", "composite"]
 
 
 # --- reading --------------------------------------------------------------------------
