@@ -142,6 +142,9 @@ class FieldCapability:
     one (deal stages), and one that is not named says nothing here. Records of this system carry
     the vocabulary's own words on its right-hand side. ``shares`` names another canonical field kept
     in the same native one: what a create gave for that one shows here too, and is no news.
+    ``is_bare``: this system's amounts of money are all in one currency and it does not tell which,
+    so that records carry ``Money(amount, "")``; it is only ever given amounts in the currency that
+    they are taken to be in.
     """
 
     type: FieldType
@@ -150,6 +153,7 @@ class FieldCapability:
     vocabulary: Mapping[str, str] | None = None
     is_readable: bool = True
     shares: str | None = None
+    is_bare: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ from syncd.connector import (
     Write,
 )
 from syncd.core.mapping import Refusal, UnfitValueError, instant, text
-from syncd.core.model import KINDS, Address, Json, Record, Value
+from syncd.core.model import KINDS, Address, Json, Money, Record, Value
 from syncd.errors import AuthError, ConfigError, ContractError, MissingError, RejectedError, TransientError
 
 #: The version whose documents the contract was read from.
@@ -626,7 +626,10 @@ def _written(write: Write, record: Record | None) -> Outcome:
     if record is None or record.is_deleted:
         return Outcome(write.key, Verdict.MISSING, record, reason="gone right after the write")
     amount = write.values.get("amount")
-    if amount is not None and record.values.get("amount") != amount and not record.locked.get("amount"):
+    stored = record.values.get("amount")
+    if isinstance(amount, Money) and isinstance(stored, Money) and not stored.currency:
+        stored = replace(stored, currency=amount.currency)
+    if amount is not None and stored != amount and not record.locked.get("amount"):
         # Accepted and ignored: an opportunity with products sums them up (contract, trap 11).
         locked = {**record.locked, "amount": "the opportunity did not take it: it has products"}
         record = replace(record, locked=locked)
@@ -797,8 +800,8 @@ def _findings(each: Table) -> Iterator[Finding]:
         thing = f"{each.sobject}.{native}"
         found = Finding("field_missing", thing, "", is_required=False, is_fixable=True)
         yield replace(found, fix=f"{_by_hand(found)} Without it {name} is not synced.")
-    if each.kind == "deal" and "amount" not in each.columns and "amount" in each.fields:
-        fix = "Set options.currency to the currency of the org; without it amounts are not synced."
+    if each.kind == "deal" and "amount" in each.columns and each.has_bare_amounts:
+        fix = "Set options.currency to the currency of the org; without it that of most projects is taken for it."
         yield Finding("currency_unknown", "Organization.DefaultCurrencyIsoCode", fix, is_required=False)
     if each.kind == "deal" and not each.org.stages:
         fix = "Give the integration user read access to OpportunityStage, with at least one active stage."
