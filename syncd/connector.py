@@ -230,7 +230,8 @@ class Pull:
     the vendor's batch size. ``holders(key, ids)`` tells which known deals came with one of these
     ids under ``opaque[key]``, for a deal whose values come from a second resource. ``is_deep``
     asks for the deep overlap, ``is_sweep`` for what the delta does not show and a listing does:
-    deletions, merges, associations.
+    deletions, merges, associations. ``is_backfill``: everything is read and written once, at a
+    person's word, which may wait longer than what happens every day.
     """
 
     kinds: tuple[str, ...]
@@ -239,6 +240,7 @@ class Pull:
     holders: Callable[[str, Sequence[str]], Iterable[Address]] = _nobody
     is_deep: bool = False
     is_sweep: bool = False
+    is_backfill: bool = False
 
 
 @dataclass(frozen=True, slots=True)

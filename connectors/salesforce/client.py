@@ -62,6 +62,8 @@ POLLING_SHARE: Final = 0.9
 BACKFILL_SHARE: Final = 0.7
 #: The allowance rolls, so after this long one call is let through to see where it stands.
 _LOOK_AGAIN: Final = timedelta(minutes=15)
+#: After a refusal, one look so often: the window may have moved, or an admin bought more.
+_REFUSED_SECONDS: Final = 120.0
 
 
 def normal_id(raw: object, field: str) -> str:
@@ -186,7 +188,10 @@ class Client:
         self._http.mount("https://", _Adapter(self._saw))
         self._http.mount("http://", _Adapter(self._saw))
         self._headers: Mapping[str, str] = {}
+        self._status = 0
         self._usage: tuple[int, int, datetime] | None = None
+        #: Of the daily allowance, what our calls may use up.
+        self.share = POLLING_SHARE
         self._sf: Salesforce | None = None
         self._who = ""
 
@@ -342,12 +347,12 @@ class Client:
 
     # --- one exchange -----------------------------------------------------------------
 
-    def spare(self, share: float) -> None:
-        """Raises RateLimitedError if more than this share of the daily allowance is used up."""
+    def _spare(self) -> None:
+        """Raises RateLimitedError if more than our share of the daily allowance is used up."""
         if self._usage is None:
             return
         used, total, seen_at = self._usage
-        if used >= share * total and self._now() - seen_at < _LOOK_AGAIN:
+        if used >= self.share * total and self._now() - seen_at < _LOOK_AGAIN:
             raise RateLimitedError(
                 f"{used} of {total} daily API calls are used; the rest is left to people",
                 bucket="daily",
@@ -377,7 +382,7 @@ class Client:
         sf = self._session()
 
         def exchange() -> T:
-            self.spare(POLLING_SHARE)
+            self._spare()
             return self._guarded(lambda: send(sf), what)
 
         return self._wire.call(exchange, effect=effect, is_repeatable=is_repeatable)
@@ -389,6 +394,9 @@ class Client:
         except SalesforceError as exc:
             raise self._translated(exc.status, exc.content, what) from None
         except requests.exceptions.JSONDecodeError:
+            # The library parses the body of a 401 too, and a proxy's or a maintenance page is HTML.
+            if self._status == 401:
+                raise _ExpiredError(f"{what}: the token is not taken") from None
             raise ContractError(f"{what}: the answer is not JSON") from None
         except requests.exceptions.RequestException as exc:
             raise TransientError(f"{what}: {type(exc).__name__}", is_sent=_is_sent(exc)) from None
@@ -405,7 +413,7 @@ class Client:
             return RateLimitedError(f"{what}: too many calls", pause_seconds=self._retry_after())
         if code == "REQUEST_LIMIT_EXCEEDED":
             # Comes as a 403 and without Retry-After (contract, 4.1): minutes, not seconds.
-            return RateLimitedError(f"{what}: {code}", bucket="daily", pause_seconds=600, is_daily=True)
+            return RateLimitedError(f"{what}: {code}", bucket="daily", pause_seconds=_REFUSED_SECONDS, is_daily=True)
         if status >= 500 or status == 408:
             return TransientError(f"{what}: {status} {code}", is_sent=True, pause_seconds=self._retry_after())
         if code == "QUERY_TIMEOUT":
@@ -424,6 +432,7 @@ class Client:
 
     def _saw(self, response: requests.Response) -> None:
         self._headers = response.headers
+        self._status = response.status_code
         if found := _USAGE.search(response.headers.get("Sforce-Limit-Info", "")):
             used, total = int(found[1]), int(found[2])
             self._usage = (used, total, self._now())

@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 
 from connectors.salesforce.client import (
     BACKFILL_SHARE,
+    POLLING_SHARE,
     Client,
     Query,
     RefusedError,
@@ -228,8 +229,8 @@ class SalesforceConnector:
             names = [None, *(name for name, _ in missing_customs(each))] if kind in MARKS else []
             for name in names:
                 field = new_field(kind, name)
-                if field["FullName"] in wanted:
-                    self._create(field, permission_set)
+                if field["FullName"] in wanted and not self._create(field, permission_set):
+                    wanted.clear()
         self._known = None
         left = {each.thing: each for each in self.check()}
         return [
@@ -238,8 +239,11 @@ class SalesforceConnector:
             if each.thing in left
         ]
 
-    def _create(self, field: Mapping[str, Json], permission_set: str | None) -> None:
-        """Create one field, and show it to the permission set: nobody sees a new field otherwise."""
+    def _create(self, field: Mapping[str, Json], permission_set: str | None) -> bool:
+        """Create one field, and show it to the permission set: nobody sees a new field otherwise.
+
+        False if the user may not do that at all, so that more of it is of no use.
+        """
         full_name = str(field["FullName"])
         try:
             self._client.insert("tooling/sobjects/CustomField", field)
@@ -254,13 +258,18 @@ class SalesforceConnector:
                 self._client.insert("sobjects/FieldPermissions", grant)
         except UnfitValueError as exc:
             raise ConfigError("options.permission_set is not a Salesforce id") from exc
-        except (AuthError, RejectedError):
-            # Needs Customize Application; without it the finding stays, with what an admin must do.
-            return
+        except AuthError:
+            # Needs Customize Application; without it the findings stay, with what an admin must do.
+            return False
+        except RejectedError:
+            return True
+        return True
 
     # --- reading ----------------------------------------------------------------------
 
     def pull(self, request: Pull) -> Iterator[Page]:
+        # What a backfill reads it writes afterwards: both leave more of the allowance to people.
+        self._client.share = BACKFILL_SHARE if request.is_backfill else POLLING_SHARE
         reads, first = self._first_pages(request)
         at = next((rows.at for rows in first.values()), None)
         newest: _Newest = None
@@ -316,8 +325,6 @@ class SalesforceConnector:
                     yield replace(page, clock=clock, is_listing=is_listing, is_last=is_last)
             if rows.next_url is None:
                 return
-            if read.since is None:
-                self._client.spare(BACKFILL_SHARE)
             try:
                 rows = self._client.more(rows.next_url)
             except (RefusedError, MissingError) as exc:

@@ -88,6 +88,7 @@ def drain(
         holders=lambda key, ids: ctx.store.holders(side, "deal", key, ids),
         is_deep=is_deep,
         is_sweep=is_sweep,
+        is_backfill=anew_before is not None,
     )
     clocks: dict[str, list[str]] = {}
     with ExitStack() as stack:

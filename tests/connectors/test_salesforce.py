@@ -513,6 +513,7 @@ def test_an_org_without_custom_fields_lacks_what_an_admin_can_read_and_do(build:
     )
     assert not any(each.is_fixable for each in left)
     assert not world.connector.capabilities().kinds["company"].can_mark
+    assert len(world.org.calls("POST", "tooling/sobjects/CustomField")) == 1, "one refusal tells for all"
 
 
 def test_missing_fields_are_created_and_granted(build: Callable[..., World]) -> None:
@@ -869,7 +870,7 @@ def test_an_answer_out_of_order_stops_the_pull_by_its_name(world: World, fault: 
         world.pull()
     if isinstance(caught.value, RateLimitedError):
         assert caught.value.is_daily is (fault.status == 403)
-        assert caught.value.pause_seconds == (7 if fault.status == 429 else 600)
+        assert caught.value.pause_seconds == (7 if fault.status == 429 else 120)
 
 
 @pytest.mark.parametrize(
@@ -878,6 +879,7 @@ def test_an_answer_out_of_order_stops_the_pull_by_its_name(world: World, fault: 
         Fault("POST", "composite", status=500, body="<html>"),
         Fault("POST", "composite", when="drop"),
         Fault("POST", "composite", status=429),
+        Fault("POST", "composite", status=401, body="<html>"),
         Fault("POST", "composite", status=401, body=[{"errorCode": "INVALID_SESSION_ID"}]),
         Fault("POST", "composite", status=400, body=[{"errorCode": "QUERY_TIMEOUT"}]),
         Fault("POST", "token", status=503),
@@ -915,16 +917,16 @@ def test_polling_leaves_a_tenth_of_the_daily_allowance_and_a_backfill_more(build
         world.deal()
     world.connector.capabilities()
     with pytest.raises(RateLimitedError) as caught:
-        world.pull()
+        world.pull(is_backfill=True)
     assert caught.value.is_daily
     assert world.org.used == 7
     assert world.wire.left["daily"] == 3
-    world.org.used = 9
-    world.connector.read("deal", [Address(world.org.all("Opportunity")[0]["Id"])])
     with pytest.raises(RateLimitedError):
-        world.connector.read("deal", [])  # nothing asked, nothing sent
-        world.pull(dict.fromkeys(ALL, "2026-11-20T08:00:00.000+0000"))
-    assert world.org.used == 10
+        world.write(create("company", "1", {"name": "Nordhaus AB"}, "7"))
+    assert world.org.used == 7, "what a backfill has read it does not write either"
+    with pytest.raises(RateLimitedError):
+        world.pull()
+    assert world.org.used == 9
     world.org.used = 0
     world.later(1000)
     world.pull(dict.fromkeys(ALL, "2026-11-20T08:00:00.000+0000"))
