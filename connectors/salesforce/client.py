@@ -137,6 +137,9 @@ class _ExpiredError(AuthError):
     """The token is no longer taken: a fresh one may be."""
 
 
+_PERMANENT: Final = (RefusedError, _GoneError)
+
+
 class _Adapter(HTTPAdapter):
     """Sets the time-outs that the library does not, shows every answer, speaks plain HTTP where told."""
 
@@ -223,6 +226,26 @@ class Client:
     def more(self, next_url: str) -> Rows:
         """The page behind ``Rows.next_url``. Raises RefusedError if the cursor is gone."""
         return self._call(lambda sf: self._rows(sf.query_more(next_url, identifier_is_url=True), "query more"), "query")
+
+    def more_many(self, next_urls: Mapping[str, str]) -> Mapping[str, Rows]:
+        """The pages behind several ``Rows.next_url``, all in one call; at most five.
+
+        A page that the composite refuses is left out: ``more`` tells why, or gives it.
+        """
+
+        def answer(sf: Salesforce) -> Mapping[str, Rows]:
+            found: dict[str, Rows] = {}
+            for name, (status, body) in self._composite(sf, next_urls).items():
+                if status < 300:
+                    found[name] = self._rows(body, f"page of {name}")
+                elif not isinstance(error := self._translated(status, body, f"page of {name}"), _PERMANENT):
+                    raise error
+            return found
+
+        try:
+            return self._call(answer, "composite")
+        except _PERMANENT:
+            return {}
 
     def query_many(self, queries: Mapping[str, Query]) -> Mapping[str, Rows]:
         """The first page of each statement, all in one call; at most five."""

@@ -132,6 +132,38 @@ class _Read:
         return Query(f"{select}{where} ORDER BY SystemModstamp, Id", is_all=self.is_all)
 
 
+@dataclass(slots=True)
+class _Reading:
+    """How far one object's part of a pull has come.
+
+    ``anywhere`` is the newest stamp among all objects' first pages, ``at`` the server's clock when
+    the reading began. All were asked at one time, so the end of each reading is as far as that
+    stamp, however old its own rows are; else a quiet object would be read again from its last
+    change for ever.
+    """
+
+    read: _Read
+    anywhere: _Newest
+    at: datetime | None
+    since: datetime | None
+    newest: _Newest = None
+
+    def pages(self, rows: Rows) -> Iterator[Page]:
+        """One page of rows as a page of each of the object's kinds."""
+        read, is_end = self.read, rows.next_url is None
+        self.newest = newest = _newest(rows.rows, self.newest)
+        if is_end and self.anywhere is not None and (newest is None or newest[0] < self.anywhere[0]):
+            newest = self.anywhere
+        is_further = newest is not None and read.mark is not None and newest[0] > read.mark
+        clock = _clock(newest, self.at)
+        for each in read.tables:
+            is_listing = each.kind in read.listed
+            is_last = is_listing and is_end
+            page = _page(each, rows.rows, is_listing=is_listing)
+            if page.records or page.refused or is_last or (is_end and is_further):
+                yield replace(page, clock=clock, is_listing=is_listing, is_last=is_last)
+
+
 class SalesforceConnector:
     """One org, by the contract of ``syncd.connector.Connector``."""
 
@@ -275,8 +307,34 @@ class SalesforceConnector:
         newest: _Newest = None
         for rows in first.values():
             newest = _newest(rows.rows, newest)
-        for read in reads:
-            yield from self._pages(read, first.pop(read.sobject), newest, at)
+        readings = {read.sobject: _Reading(read, newest, at, read.since) for read in reads}
+        shown: Mapping[str, Rows] = first
+        while shown:
+            for sobject, each in readings.items():
+                if sobject in shown:
+                    yield from each.pages(shown[sobject])
+            open_ = {name: readings[name] for name in shown if shown[name].next_url is not None}
+            shown = self._next_pages(open_, shown)
+
+    def _next_pages(self, open_: Mapping[str, _Reading], shown: Mapping[str, Rows]) -> Mapping[str, Rows]:
+        """One page more of every object that has one, all in one call."""
+        urls = {name: str(shown[name].next_url) for name in open_}
+        found = dict(self._client.more_many(urls)) if len(urls) > 1 else {}
+        for name, each in open_.items():
+            if name not in found:
+                found[name] = self._next_page(each, urls[name])
+        return found
+
+    def _next_page(self, each: _Reading, next_url: str) -> Rows:
+        try:
+            return self._client.more(next_url)
+        except (RefusedError, MissingError) as exc:
+            # The cursor is gone: take up at the last stamp, which some rows then see twice.
+            newest, read = each.newest, each.read
+            if newest is None or (each.since is not None and newest[0] <= each.since):
+                raise ContractError(f"{read.sobject}: pages cannot be read on") from exc
+            each.since = newest[0].replace(microsecond=0)
+            return self._client.query(read.query(each.since))
 
     def _first_pages(self, request: Pull) -> tuple[list[_Read], dict[str, Rows]]:
         reads = list(self._reads(request))
@@ -301,38 +359,6 @@ class SalesforceConnector:
             since = min(known) - overlap if len(known) == len(own) else None
             # A first reading needs no tombstones.
             yield _Read(sobject, own, since, min(known, default=None), listed, is_all=bool(known))
-
-    def _pages(self, read: _Read, rows: Rows, anywhere: _Newest, at: datetime | None) -> Iterator[Page]:
-        """One object's pages. ``anywhere`` is the newest stamp among all objects' first pages.
-
-        All were asked at one time, so the end of each reading is as far as that stamp, however
-        old its own rows are; else a quiet object would be read again from its last change for ever.
-        """
-        newest: _Newest = None
-        since = read.since
-        while True:
-            newest = _newest(rows.rows, newest)
-            if rows.next_url is None and anywhere is not None and (newest is None or newest[0] < anywhere[0]):
-                newest = anywhere
-            is_further = newest is not None and read.mark is not None and newest[0] > read.mark
-            clock = _clock(newest, at)
-            for each in read.tables:
-                is_listing = each.kind in read.listed
-                is_end = rows.next_url is None
-                is_last = is_listing and is_end
-                page = _page(each, rows.rows, is_listing=is_listing)
-                if page.records or page.refused or is_last or (is_end and is_further):
-                    yield replace(page, clock=clock, is_listing=is_listing, is_last=is_last)
-            if rows.next_url is None:
-                return
-            try:
-                rows = self._client.more(rows.next_url)
-            except (RefusedError, MissingError) as exc:
-                # The cursor is gone: take up at the last stamp, which some rows then see twice.
-                if newest is None or (since is not None and newest[0] <= since):
-                    raise ContractError(f"{read.sobject}: pages cannot be read on") from exc
-                since = newest[0].replace(microsecond=0)
-                rows = self._client.query(read.query(since))
 
     def read(self, kind: str, addresses: Sequence[Address]) -> Mapping[str, Record]:
         asked = {address.id: normal_id(address.id, f"{kind} id") for address in addresses}
@@ -589,7 +615,7 @@ class SalesforceConnector:
         return found
 
     def least_calls(self, tally: Tally) -> int:
-        """One call for the first page of every object, then one per page of 2,000; two per 200 written.
+        """As many calls as the longest object has pages of 2,000, one of each in a call; two per 200 written.
 
         A write takes a second call because Salesforce answers without the stored record, and a
         relation a third, because only a look before keeps a pair from being joined twice. The
@@ -598,7 +624,7 @@ class SalesforceConnector:
         rows: dict[str, int] = {}
         for kind, count in tally.pulled.items():
             rows[SOBJECTS[kind]] = max(rows.get(SOBJECTS[kind], 0), count)
-        calls = 1 + sum(max(0, ceil(count / _PAGE) - 1) for count in rows.values())
+        calls = max([1, *(ceil(count / _PAGE) for count in rows.values())])
         written = dict(tally.written)
         riding = min(written.get(("employment", "create"), 0), written.get(("contact", "create"), 0))
         if riding:

@@ -351,6 +351,32 @@ def test_a_backfill_reads_every_page_in_the_order_of_kinds_and_ends_each_listing
         assert sum(len(page.records) for page in pages if page.kind == kind) == 5
 
 
+def test_one_call_brings_the_next_page_of_every_object(build: Callable[..., World]) -> None:
+    world = build(page_size=2)
+    for at in range(5):
+        account = world.org.add("Account", {"Name": f"A{at}"})
+        world.org.add("Contact", {"LastName": f"C{at}", "AccountId": account})
+        if at < 4:
+            world.deal()
+    world.connector.capabilities()
+    before = world.wire.calls
+    assert {kind: len(found) for kind, found in world.records().items()}["contact"] == 5
+    assert world.wire.calls - before == 3
+
+
+def test_pages_that_a_composite_refuses_are_asked_for_one_by_one(build: Callable[..., World]) -> None:
+    world = build(page_size=2)
+    for at in range(5):
+        account = world.org.add("Account", {"Name": f"A{at}"})
+        world.org.add("Contact", {"LastName": f"C{at}", "AccountId": account})
+    world.connector.capabilities()
+    world.org.faults.append(
+        Fault("POST", "composite", status=400, body=[{"errorCode": "BAD_REQUEST"}], skip=1, times=9)
+    )
+    found = world.records()
+    assert (len(found["company"]), len(found["contact"]), len(found["employment"])) == (5, 5, 5)
+
+
 def test_a_lost_cursor_is_taken_up_at_the_last_stamp_without_skipping(build: Callable[..., World]) -> None:
     world = build(page_size=2)
     ids = set()
