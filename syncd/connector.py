@@ -142,6 +142,9 @@ class FieldCapability:
     one (deal stages), and one that is not named says nothing here. Records of this system carry
     the vocabulary's own words on its right-hand side. ``shares`` names another canonical field kept
     in the same native one: what a create gave for that one shows here too, and is no news.
+    ``is_bare``: this system's amounts of money are all in one currency and it does not tell which,
+    so that records carry ``Money(amount, "")``; it is only ever given amounts in the currency that
+    they are taken to be in.
     """
 
     type: FieldType
@@ -150,6 +153,7 @@ class FieldCapability:
     vocabulary: Mapping[str, str] | None = None
     is_readable: bool = True
     shares: str | None = None
+    is_bare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +194,8 @@ class Capabilities:
 
     ``pull_groups``: kinds that one ``pull`` serves together, in order. ``overlap_seconds``
     covers late commits and index lag on every pull, ``deep_overlap_seconds`` now and then.
+    ``canonical_id`` brings an id of this system, as another one may have it stored, to the one
+    spelling that records carry here; what is no id of this system stays as it is.
     """
 
     kinds: Mapping[str, KindCapability]
@@ -197,6 +203,7 @@ class Capabilities:
     quotas: tuple[Quota, ...]
     overlap_seconds: int
     deep_overlap_seconds: int
+    canonical_id: Callable[[str], str] = str
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +230,8 @@ class Pull:
     the vendor's batch size. ``holders(key, ids)`` tells which known deals came with one of these
     ids under ``opaque[key]``, for a deal whose values come from a second resource. ``is_deep``
     asks for the deep overlap, ``is_sweep`` for what the delta does not show and a listing does:
-    deletions, merges, associations.
+    deletions, merges, associations. ``is_backfill``: everything is read and written once, at a
+    person's word, which may wait longer than what happens every day.
     """
 
     kinds: tuple[str, ...]
@@ -232,6 +240,7 @@ class Pull:
     holders: Callable[[str, Sequence[str]], Iterable[Address]] = _nobody
     is_deep: bool = False
     is_sweep: bool = False
+    is_backfill: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,15 +51,19 @@ _JWT_GRANT: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _ID: Final = re.compile(r"[A-Za-z0-9]{15}(?:[A-Za-z0-9]{3})?")
 _CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{1,80}")
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,120}")
-_NEXT: Final = re.compile(r"/services/data/v\d{2,3}\.\d/query(?:All)?/[A-Za-z0-9_-]+")
+_NEXT: Final = re.compile(r"/services/data/v\d{2,3}\.\d/query(?:All)?/[A-Za-z0-9_~=-][A-Za-z0-9_.~=-]*")
 _USAGE: Final = re.compile(r"(?:^|[;,\s])api-usage=(\d+)/(\d+)")
 _WHO: Final = re.compile(r"/id/(00D[A-Za-z0-9]{12,15})/(005[A-Za-z0-9]{12,15})")
 
+#: The org has no such object or field, or hides it: asking in another way is of no use.
+_UNKNOWN: Final = ("INVALID_TYPE", "INVALID_FIELD")
 #: Of the daily allowance, what polling may use; a backfill stops earlier (contract, 4.1).
 POLLING_SHARE: Final = 0.9
 BACKFILL_SHARE: Final = 0.7
 #: The allowance rolls, so after this long one call is let through to see where it stands.
 _LOOK_AGAIN: Final = timedelta(minutes=15)
+#: After a refusal, one look so often: the window may have moved, or an admin bought more.
+_REFUSED_SECONDS: Final = 120.0
 
 
 def normal_id(raw: object, field: str) -> str:
@@ -133,6 +137,9 @@ class _ExpiredError(AuthError):
     """The token is no longer taken: a fresh one may be."""
 
 
+_PERMANENT: Final = (RefusedError, _GoneError)
+
+
 class _Adapter(HTTPAdapter):
     """Sets the time-outs that the library does not, shows every answer, speaks plain HTTP where told."""
 
@@ -184,7 +191,10 @@ class Client:
         self._http.mount("https://", _Adapter(self._saw))
         self._http.mount("http://", _Adapter(self._saw))
         self._headers: Mapping[str, str] = {}
+        self._status = 0
         self._usage: tuple[int, int, datetime] | None = None
+        #: Of the daily allowance, what our calls may use up.
+        self.share = POLLING_SHARE
         self._sf: Salesforce | None = None
         self._who = ""
 
@@ -217,6 +227,26 @@ class Client:
         """The page behind ``Rows.next_url``. Raises RefusedError if the cursor is gone."""
         return self._call(lambda sf: self._rows(sf.query_more(next_url, identifier_is_url=True), "query more"), "query")
 
+    def more_many(self, next_urls: Mapping[str, str]) -> Mapping[str, Rows]:
+        """The pages behind several ``Rows.next_url``, all in one call; at most five.
+
+        A page that the composite refuses is left out: ``more`` tells why, or gives it.
+        """
+
+        def answer(sf: Salesforce) -> Mapping[str, Rows]:
+            found: dict[str, Rows] = {}
+            for name, (status, body) in self._composite(sf, next_urls).items():
+                if status < 300:
+                    found[name] = self._rows(body, f"page of {name}")
+                elif not isinstance(error := self._translated(status, body, f"page of {name}"), _PERMANENT):
+                    raise error
+            return found
+
+        try:
+            return self._call(answer, "composite")
+        except _PERMANENT:
+            return {}
+
     def query_many(self, queries: Mapping[str, Query]) -> Mapping[str, Rows]:
         """The first page of each statement, all in one call; at most five."""
         if len(queries) == 1:
@@ -237,7 +267,8 @@ class Client:
         """Describes (by object name) and small queries in one call; what the org refuses is None.
 
         A part that the composite refuses is asked for by itself before it is given up, since
-        which resources a composite takes is not spelled out.
+        which resources a composite takes is not spelled out; except one of which the org says
+        that it has no such object or field.
         """
         paths = {
             name: self._path(each) if isinstance(each, Query) else f"{self._root()}/sobjects/{each}/describe"
@@ -247,10 +278,14 @@ class Client:
             parts = self._call(lambda sf: self._composite(sf, paths), "composite") if len(wanted) > 1 else {}
         except (RejectedError, MissingError):
             parts = {}
-        return {
-            name: parts[name][1] if parts.get(name, (400, None))[0] == 200 else self._alone(each)
-            for name, each in wanted.items()
-        }
+        found: dict[str, Any] = {}
+        for name, each in wanted.items():
+            status, body = parts.get(name, (400, None))
+            if status == 200:
+                found[name] = body
+            else:
+                found[name] = None if _trouble(body).code in _UNKNOWN else self._alone(each)
+        return found
 
     def _alone(self, wanted: str | Query) -> Any:
         try:
@@ -335,12 +370,12 @@ class Client:
 
     # --- one exchange -----------------------------------------------------------------
 
-    def spare(self, share: float) -> None:
-        """Raises RateLimitedError if more than this share of the daily allowance is used up."""
+    def _spare(self) -> None:
+        """Raises RateLimitedError if more than our share of the daily allowance is used up."""
         if self._usage is None:
             return
         used, total, seen_at = self._usage
-        if used >= share * total and self._now() - seen_at < _LOOK_AGAIN:
+        if used >= self.share * total and self._now() - seen_at < _LOOK_AGAIN:
             raise RateLimitedError(
                 f"{used} of {total} daily API calls are used; the rest is left to people",
                 bucket="daily",
@@ -370,7 +405,7 @@ class Client:
         sf = self._session()
 
         def exchange() -> T:
-            self.spare(POLLING_SHARE)
+            self._spare()
             return self._guarded(lambda: send(sf), what)
 
         return self._wire.call(exchange, effect=effect, is_repeatable=is_repeatable)
@@ -382,6 +417,9 @@ class Client:
         except SalesforceError as exc:
             raise self._translated(exc.status, exc.content, what) from None
         except requests.exceptions.JSONDecodeError:
+            # The library parses the body of a 401 too, and a proxy's or a maintenance page is HTML.
+            if self._status == 401:
+                raise _ExpiredError(f"{what}: the token is not taken") from None
             raise ContractError(f"{what}: the answer is not JSON") from None
         except requests.exceptions.RequestException as exc:
             raise TransientError(f"{what}: {type(exc).__name__}", is_sent=_is_sent(exc)) from None
@@ -398,7 +436,7 @@ class Client:
             return RateLimitedError(f"{what}: too many calls", pause_seconds=self._retry_after())
         if code == "REQUEST_LIMIT_EXCEEDED":
             # Comes as a 403 and without Retry-After (contract, 4.1): minutes, not seconds.
-            return RateLimitedError(f"{what}: {code}", bucket="daily", pause_seconds=600, is_daily=True)
+            return RateLimitedError(f"{what}: {code}", bucket="daily", pause_seconds=_REFUSED_SECONDS, is_daily=True)
         if status >= 500 or status == 408:
             return TransientError(f"{what}: {status} {code}", is_sent=True, pause_seconds=self._retry_after())
         if code == "QUERY_TIMEOUT":
@@ -417,6 +455,7 @@ class Client:
 
     def _saw(self, response: requests.Response) -> None:
         self._headers = response.headers
+        self._status = response.status_code
         if found := _USAGE.search(response.headers.get("Sforce-Limit-Info", "")):
             used, total = int(found[1]), int(found[2])
             self._usage = (used, total, self._now())

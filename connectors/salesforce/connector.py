@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 
 from connectors.salesforce.client import (
     BACKFILL_SHARE,
+    POLLING_SHARE,
     Client,
     Query,
     RefusedError,
@@ -58,7 +59,7 @@ from syncd.connector import (
     Write,
 )
 from syncd.core.mapping import Refusal, UnfitValueError, instant, text
-from syncd.core.model import KINDS, Address, Json, Record, Value
+from syncd.core.model import KINDS, Address, Json, Money, Record, Value
 from syncd.errors import AuthError, ConfigError, ContractError, MissingError, RejectedError, TransientError
 
 #: The version whose documents the contract was read from.
@@ -131,6 +132,38 @@ class _Read:
         return Query(f"{select}{where} ORDER BY SystemModstamp, Id", is_all=self.is_all)
 
 
+@dataclass(slots=True)
+class _Reading:
+    """How far one object's part of a pull has come.
+
+    ``anywhere`` is the newest stamp among all objects' first pages, ``at`` the server's clock when
+    the reading began. All were asked at one time, so the end of each reading is as far as that
+    stamp, however old its own rows are; else a quiet object would be read again from its last
+    change for ever.
+    """
+
+    read: _Read
+    anywhere: _Newest
+    at: datetime | None
+    since: datetime | None
+    newest: _Newest = None
+
+    def pages(self, rows: Rows) -> Iterator[Page]:
+        """One page of rows as a page of each of the object's kinds."""
+        read, is_end = self.read, rows.next_url is None
+        self.newest = newest = _newest(rows.rows, self.newest)
+        if is_end and self.anywhere is not None and (newest is None or newest[0] < self.anywhere[0]):
+            newest = self.anywhere
+        is_further = newest is not None and read.mark is not None and newest[0] > read.mark
+        clock = _clock(newest, self.at)
+        for each in read.tables:
+            is_listing = each.kind in read.listed
+            is_last = is_listing and is_end
+            page = _page(each, rows.rows, is_listing=is_listing)
+            if page.records or page.refused or is_last or (is_end and is_further):
+                yield replace(page, clock=clock, is_listing=is_listing, is_last=is_last)
+
+
 class SalesforceConnector:
     """One org, by the contract of ``syncd.connector.Connector``."""
 
@@ -139,6 +172,7 @@ class SalesforceConnector:
         self._client = client
         self._now = now
         self._known: Mapping[str, Table] | None = None
+        self._is_checked = False
         self._org_name = ""
 
     def close(self) -> None:
@@ -161,15 +195,19 @@ class SalesforceConnector:
             quotas=(Quota("default", 50, 1.0),),
             overlap_seconds=OVERLAP_SECONDS,
             deep_overlap_seconds=DEEP_OVERLAP_SECONDS,
+            canonical_id=_spelt_out,
         )
 
     def _tables(self) -> Mapping[str, Table]:
         """Each kind as this org carries it. Raises ConfigError for settings that the org contradicts."""
         if self._known is None:
             sobjects = sorted(set(SOBJECTS.values()))
-            answers = self._client.look_up({**{each: each for each in sobjects}, "Stages": _STAGES})
+            wanted: dict[str, str | Query] = {each: each for each in sobjects}
+            wanted |= {"Stages": _STAGES, "Organization": _ORGANIZATION}
+            answers = self._client.look_up(wanted)
             fields = {each: described(answers[each]) for each in sobjects}
-            org = self._org(fields["Opportunity"], answers["Stages"])
+            org = self._org(fields["Opportunity"], answers)
+            self._is_checked = False
             known = {
                 kind: table(kind, fields[SOBJECTS[kind]], org, self._choice(kind))
                 for kind in KINDS
@@ -180,14 +218,13 @@ class SalesforceConnector:
             self._known = known
         return self._known
 
-    def _org(self, opportunity: Mapping[str, NativeField], stages: object) -> Org:
+    def _org(self, opportunity: Mapping[str, NativeField], answers: Mapping[str, object]) -> Org:
         currency = self._settings.options.get("currency")
-        if currency is None and "currencyisocode" not in opportunity:
-            answer = self._client.look_up({"Organization": _ORGANIZATION})["Organization"]
-            for row in _records(answer):
+        for row in _records(answers["Organization"]):
+            self._org_name = text(row.get("Name"), "Name", limit=255) or ""
+            if currency is None and "currencyisocode" not in opportunity:
                 currency = text(row.get("DefaultCurrencyIsoCode"), "DefaultCurrencyIsoCode", limit=3)
-                self._org_name = text(row.get("Name"), "Name", limit=255) or ""
-        return Org(currency, stages_of(_records(stages)) or stages_from(opportunity.get("stagename")))
+        return Org(currency, stages_of(_records(answers["Stages"])) or stages_from(opportunity.get("stagename")))
 
     def _choice(self, kind: str) -> KindChoice:
         return self._settings.kinds.get(kind, KindChoice())
@@ -201,9 +238,12 @@ class SalesforceConnector:
     # --- set-up -----------------------------------------------------------------------
 
     def check(self) -> Sequence[Finding]:
-        self._known = None
+        if self._is_checked:
+            # What was looked up a moment ago, to tell who we are, need not be asked for twice.
+            self._known = None
         found: list[Finding] = []
         tables = self._tables()
+        self._is_checked = True
         for kind in KINDS:
             if self._choice(kind).pipeline:
                 raise ConfigError(f"{kind}.pipeline: Salesforce has none; use when: {{RecordTypeId: ...}}")
@@ -221,8 +261,9 @@ class SalesforceConnector:
             names = [None, *(name for name, _ in missing_customs(each))] if kind in MARKS else []
             for name in names:
                 field = new_field(kind, name)
-                if field["FullName"] in wanted:
-                    self._create(field, permission_set)
+                if field["FullName"] in wanted and not self._create(field, permission_set):
+                    wanted.clear()
+        self._known = None
         left = {each.thing: each for each in self.check()}
         return [
             replace(left[each.thing], fix=_by_hand(left[each.thing]), is_fixable=False)
@@ -230,8 +271,11 @@ class SalesforceConnector:
             if each.thing in left
         ]
 
-    def _create(self, field: Mapping[str, Json], permission_set: str | None) -> None:
-        """Create one field, and show it to the permission set: nobody sees a new field otherwise."""
+    def _create(self, field: Mapping[str, Json], permission_set: str | None) -> bool:
+        """Create one field, and show it to the permission set: nobody sees a new field otherwise.
+
+        False if the user may not do that at all, so that more of it is of no use.
+        """
         full_name = str(field["FullName"])
         try:
             self._client.insert("tooling/sobjects/CustomField", field)
@@ -246,20 +290,51 @@ class SalesforceConnector:
                 self._client.insert("sobjects/FieldPermissions", grant)
         except UnfitValueError as exc:
             raise ConfigError("options.permission_set is not a Salesforce id") from exc
-        except (AuthError, RejectedError):
-            # Needs Customize Application; without it the finding stays, with what an admin must do.
-            return
+        except AuthError:
+            # Needs Customize Application; without it the findings stay, with what an admin must do.
+            return False
+        except RejectedError:
+            return True
+        return True
 
     # --- reading ----------------------------------------------------------------------
 
     def pull(self, request: Pull) -> Iterator[Page]:
+        # What a backfill reads it writes afterwards: both leave more of the allowance to people.
+        self._client.share = BACKFILL_SHARE if request.is_backfill else POLLING_SHARE
         reads, first = self._first_pages(request)
         at = next((rows.at for rows in first.values()), None)
         newest: _Newest = None
         for rows in first.values():
             newest = _newest(rows.rows, newest)
-        for read in reads:
-            yield from self._pages(read, first.pop(read.sobject), newest, at)
+        readings = {read.sobject: _Reading(read, newest, at, read.since) for read in reads}
+        shown: Mapping[str, Rows] = first
+        while shown:
+            for sobject, each in readings.items():
+                if sobject in shown:
+                    yield from each.pages(shown[sobject])
+            open_ = {name: readings[name] for name in shown if shown[name].next_url is not None}
+            shown = self._next_pages(open_, shown)
+
+    def _next_pages(self, open_: Mapping[str, _Reading], shown: Mapping[str, Rows]) -> Mapping[str, Rows]:
+        """One page more of every object that has one, all in one call."""
+        urls = {name: str(shown[name].next_url) for name in open_}
+        found = dict(self._client.more_many(urls)) if len(urls) > 1 else {}
+        for name, each in open_.items():
+            if name not in found:
+                found[name] = self._next_page(each, urls[name])
+        return found
+
+    def _next_page(self, each: _Reading, next_url: str) -> Rows:
+        try:
+            return self._client.more(next_url)
+        except (RefusedError, MissingError) as exc:
+            # The cursor is gone: take up at the last stamp, which some rows then see twice.
+            newest, read = each.newest, each.read
+            if newest is None or (each.since is not None and newest[0] <= each.since):
+                raise ContractError(f"{read.sobject}: pages cannot be read on") from exc
+            each.since = newest[0].replace(microsecond=0)
+            return self._client.query(read.query(each.since))
 
     def _first_pages(self, request: Pull) -> tuple[list[_Read], dict[str, Rows]]:
         reads = list(self._reads(request))
@@ -284,40 +359,6 @@ class SalesforceConnector:
             since = min(known) - overlap if len(known) == len(own) else None
             # A first reading needs no tombstones.
             yield _Read(sobject, own, since, min(known, default=None), listed, is_all=bool(known))
-
-    def _pages(self, read: _Read, rows: Rows, anywhere: _Newest, at: datetime | None) -> Iterator[Page]:
-        """One object's pages. ``anywhere`` is the newest stamp among all objects' first pages.
-
-        All were asked at one time, so the end of each reading is as far as that stamp, however
-        old its own rows are; else a quiet object would be read again from its last change for ever.
-        """
-        newest: _Newest = None
-        since = read.since
-        while True:
-            newest = _newest(rows.rows, newest)
-            if rows.next_url is None and anywhere is not None and (newest is None or newest[0] < anywhere[0]):
-                newest = anywhere
-            is_further = newest is not None and read.mark is not None and newest[0] > read.mark
-            clock = _clock(newest, at)
-            for each in read.tables:
-                is_listing = each.kind in read.listed
-                is_end = rows.next_url is None
-                is_last = is_listing and is_end
-                page = _page(each, rows.rows, is_listing=is_listing)
-                if page.records or page.refused or is_last or (is_end and is_further):
-                    yield replace(page, clock=clock, is_listing=is_listing, is_last=is_last)
-            if rows.next_url is None:
-                return
-            if read.since is None:
-                self._client.spare(BACKFILL_SHARE)
-            try:
-                rows = self._client.more(rows.next_url)
-            except (RefusedError, MissingError) as exc:
-                # The cursor is gone: take up at the last stamp, which some rows then see twice.
-                if newest is None or (since is not None and newest[0] <= since):
-                    raise ContractError(f"{read.sobject}: pages cannot be read on") from exc
-                since = newest[0].replace(microsecond=0)
-                rows = self._client.query(read.query(since))
 
     def read(self, kind: str, addresses: Sequence[Address]) -> Mapping[str, Record]:
         asked = {address.id: normal_id(address.id, f"{kind} id") for address in addresses}
@@ -574,7 +615,7 @@ class SalesforceConnector:
         return found
 
     def least_calls(self, tally: Tally) -> int:
-        """One call for the first page of every object, then one per page of 2,000; two per 200 written.
+        """As many calls as the longest object has pages of 2,000, one of each in a call; two per 200 written.
 
         A write takes a second call because Salesforce answers without the stored record, and a
         relation a third, because only a look before keeps a pair from being joined twice. The
@@ -583,7 +624,7 @@ class SalesforceConnector:
         rows: dict[str, int] = {}
         for kind, count in tally.pulled.items():
             rows[SOBJECTS[kind]] = max(rows.get(SOBJECTS[kind], 0), count)
-        calls = 1 + sum(max(0, ceil(count / _PAGE) - 1) for count in rows.values())
+        calls = max([1, *(ceil(count / _PAGE) for count in rows.values())])
         written = dict(tally.written)
         riding = min(written.get(("employment", "create"), 0), written.get(("contact", "create"), 0))
         if riding:
@@ -618,7 +659,10 @@ def _written(write: Write, record: Record | None) -> Outcome:
     if record is None or record.is_deleted:
         return Outcome(write.key, Verdict.MISSING, record, reason="gone right after the write")
     amount = write.values.get("amount")
-    if amount is not None and record.values.get("amount") != amount and not record.locked.get("amount"):
+    stored = record.values.get("amount")
+    if isinstance(amount, Money) and isinstance(stored, Money) and not stored.currency:
+        stored = replace(stored, currency=amount.currency)
+    if amount is not None and stored != amount and not record.locked.get("amount"):
         # Accepted and ignored: an opportunity with products sums them up (contract, trap 11).
         locked = {**record.locked, "amount": "the opportunity did not take it: it has products"}
         record = replace(record, locked=locked)
@@ -661,6 +705,14 @@ def _addressed(write: Write, result: Result) -> Result:
 def _is_gone(trouble: Trouble) -> bool:
     """The record itself is gone; with fields, INVALID_CROSS_REFERENCE_KEY speaks of what it refers to."""
     return trouble.code in _GONE or (trouble.code == "INVALID_CROSS_REFERENCE_KEY" and not trouble.fields)
+
+
+def _spelt_out(id_: str) -> str:
+    """An id in 18 characters: reports and older integrations keep the 15 that people see (contract, 13)."""
+    try:
+        return normal_id(id_, "id")
+    except UnfitValueError:
+        return id_
 
 
 def _own_id(write: Write) -> str:
@@ -781,8 +833,8 @@ def _findings(each: Table) -> Iterator[Finding]:
         thing = f"{each.sobject}.{native}"
         found = Finding("field_missing", thing, "", is_required=False, is_fixable=True)
         yield replace(found, fix=f"{_by_hand(found)} Without it {name} is not synced.")
-    if each.kind == "deal" and "amount" not in each.columns and "amount" in each.fields:
-        fix = "Set options.currency to the currency of the org; without it amounts are not synced."
+    if each.kind == "deal" and "amount" in each.columns and each.has_bare_amounts:
+        fix = "Set options.currency to the currency of the org; without it that of most projects is taken for it."
         yield Finding("currency_unknown", "Organization.DefaultCurrencyIsoCode", fix, is_required=False)
     if each.kind == "deal" and not each.org.stages:
         fix = "Give the integration user read access to OpportunityStage, with at least one active stage."

@@ -186,7 +186,8 @@ class SalesforceEmulator(Emulator):
     """One org. ``auth`` and ``login_url`` are what a tenant's file needs to reach it.
 
     ``late_commit_seconds``: a person's edit is stamped at once and visible that much later.
-    ``token_seconds``: how long a token lives without use.
+    ``token_seconds``: how long a token lives without use. ``currency``: of the org; None for one
+    that shows no Organization and so does not tell.
     """
 
     def __init__(
@@ -202,7 +203,7 @@ class SalesforceEmulator(Emulator):
         token_seconds: float = 7200.0,
         daily_limit: int = 115_000,
         page_size: int = 2000,
-        currency: str = "SEK",
+        currency: str | None = "SEK",
     ) -> None:
         super().__init__(now=now)
         self.auth = {"client_id": "3MVG9emulated", "client_secret": "emulated-secret"}
@@ -643,7 +644,7 @@ class SalesforceEmulator(Emulator):
                 }
                 for at, (label, is_closed, is_won) in enumerate(STAGES, 1)
             ]
-        if name == "Organization":
+        if name == "Organization" and self.currency is not None:
             row = {"Id": self.org_id, "Name": "Emulated org", "DefaultCurrencyIsoCode": self.currency}
             return _lower(dict.fromkeys(row, Field())), [row]
         sobject = self._object(name, 400, "INVALID_TYPE")

@@ -321,7 +321,13 @@ class Table:
             is_creatable=column.native.is_createable,
             vocabulary=vocabulary,
             shares="domain" if column.name == "homepage" and column.native.name == "Website" else None,
+            is_bare=column.name == "amount" and self.has_bare_amounts,
         )
+
+    @property
+    def has_bare_amounts(self) -> bool:
+        """The org has one currency, and neither it nor the tenant tells which."""
+        return "currencyisocode" not in self.fields and self.org.currency is None
 
     # --- reading ----------------------------------------------------------------------
 
@@ -415,8 +421,8 @@ class Table:
 
     def _read_amount(self, row: Row, raw: object, values: dict[str, Value]) -> None:
         amount, currency = mapping.number(raw, "Amount"), _currency(row, self.org)
-        if amount is None or currency is not None:
-            values["amount"] = Money(amount, currency) if amount is not None and currency is not None else None
+        if amount is None or currency is not None or self.has_bare_amounts:
+            values["amount"] = Money(amount, currency or "") if amount is not None else None
 
     def _is_closed(self, stage: Value) -> bool:
         return any(each.is_closed and each.id == stage for each in self.org.stages)
@@ -464,7 +470,7 @@ class Table:
             return {native: None}
         own = self.fields.get("currencyisocode")
         if own is None:
-            if value.currency != self.org.currency:
+            if not self.has_bare_amounts and value.currency != self.org.currency:
                 raise UnfitValueError(f"CURRENCY: {native} is in another currency than the org's")
             return {native: _number(value.amount)}
         if own.words is not None and value.currency not in own.words:
@@ -515,7 +521,7 @@ def table(kind: str, fields: Mapping[str, NativeField], org: Org, choice: KindCh
         if override is not None and override.native:
             natives = (known_name(override.native, fields, f"{kind}.fields.{name}"),)
         found = tuple(fields[each.lower()] for each in natives if each.lower() in fields)
-        if not found or (name == "amount" and "currencyisocode" not in fields and org.currency is None):
+        if not found:
             continue
         if name == "country":
             found = found[:1]

@@ -44,7 +44,10 @@ class FieldType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Money:
-    """An amount in whole currency units, scale already multiplied out."""
+    """An amount in whole currency units, scale already multiplied out.
+
+    ``currency`` is empty where a system has one currency only and does not tell which.
+    """
 
     amount: Decimal
     currency: str

@@ -8,12 +8,12 @@ which the link or the record stands meanwhile. Nothing here knows how a write is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from syncd.core.match import ref_key
 from syncd.core.merge import Half, Merged, OnConflict, Policy, Step, merge
-from syncd.core.model import RELATIONS, Address, FieldType, LinkState, Record, Side, Value, Values, Verb
+from syncd.core.model import RELATIONS, Address, FieldType, LinkState, Money, Record, Side, Value, Values, Verb
 
 
 class OnDelete(StrEnum):
@@ -116,6 +116,34 @@ class Fields:
 
     def creatable(self, side: Side) -> frozenset[str]:
         return self.left_creatable if side is Side.LEFT else self.right_creatable
+
+
+def priced(sighted: Sighted, bare: frozenset[str], currency: str, other: Values) -> Sighted:
+    """One side of a link with its bare amounts told in the currency that they are taken to be in.
+
+    An amount that the ``other`` side has in another currency is never written over a bare one.
+    """
+    record = sighted.record
+    strange = {name for name in bare if isinstance(held := other.get(name), Money) and held.currency != currency}
+    locked = {name: f"{name} is in another currency there than here" for name in strange}
+    told = replace(record, values=_told(record.values, bare, currency), locked={**record.locked, **locked})
+    return replace(sighted, record=told, base=_told(sighted.base, bare, currency))
+
+
+def payable(values: Values, bare: frozenset[str], currency: str) -> Values:
+    """What a new record may be given where amounts are bare: none in another currency."""
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in bare or not isinstance(value, Money) or value.currency == currency
+    }
+
+
+def _told(values: Values, bare: frozenset[str], currency: str) -> Values:
+    return {
+        name: replace(value, currency=currency) if name in bare and isinstance(value, Money) else value
+        for name, value in values.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,9 +109,25 @@ class Context:
     report: Report = field(default_factory=Report)
     progress: Callable[[str, str, int], None] = lambda stage, kind, count: None
     _fields: dict[str, Fields] = field(default_factory=dict)
+    currency: str | None = None
+    """The currency that the CRM's bare amounts are taken to be in: that of most projects' prices."""
 
     def __post_init__(self) -> None:
-        self.store.counts = {kind: self.fields(kind).types for kind in self.kinds}
+        # Before the first projects are pulled no currency is known, and their amounts count all the same.
+        self.store.counts = {kind: self._types(kind) for kind in self.kinds}
+        self.look_at_prices()
+
+    def look_at_prices(self) -> None:
+        """Learn the currency of bare amounts from the projects that are in the inbox or linked by now."""
+        for kind in self.kinds:
+            if self.bare(kind):
+                self.currency = self.store.prevailing_currency()
+                self._fields.pop(kind, None)
+
+    def bare(self, kind: str) -> frozenset[str]:
+        """The fields of a kind in which the CRM gives amounts without their currency."""
+        fields = self.systems[Side.RIGHT].kind(kind).fields
+        return frozenset(name for name, capability in fields.items() if capability.is_bare)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -123,15 +139,8 @@ class Context:
         """The fields that both systems carry and the tenant did not switch off."""
         if kind not in self._fields:
             left, right = (self.systems[side].kind(kind).fields for side in Side)
-            rules = self.rules.kinds[kind]
-            types: dict[str, FieldType] = {
-                name: type_
-                for name, type_ in FIELDS[kind].items()
-                if name in left
-                and name in right
-                and rules.policies.get(name, rules.default).flow is not Flow.OFF
-                and (left[name].is_writable or right[name].is_writable)
-            }
+            unknown = self.bare(kind) if self.currency is None else frozenset()
+            types = {name: type_ for name, type_ in self._types(kind).items() if name not in unknown}
             self._fields[kind] = Fields(
                 types,
                 frozenset(name for name in types if left[name].is_writable),
@@ -142,6 +151,18 @@ class Context:
                 frozenset(name for name in types if not right[name].is_readable),
             )
         return self._fields[kind]
+
+    def _types(self, kind: str) -> dict[str, FieldType]:
+        left, right = (self.systems[side].kind(kind).fields for side in Side)
+        rules = self.rules.kinds[kind]
+        return {
+            name: type_
+            for name, type_ in FIELDS[kind].items()
+            if name in left
+            and name in right
+            and rules.policies.get(name, rules.default).flow is not Flow.OFF
+            and (left[name].is_writable or right[name].is_writable)
+        }
 
     def vocabulary(self, kind: str) -> dict[str, Mapping[str, str]]:
         """Propstreet's words in the CRM's, by field, where the CRM has its own."""

@@ -14,7 +14,7 @@ from syncd.core.mapping import show
 from syncd.core.match import Review, Suspect, keys_of, match, ref_key
 from syncd.core.merge import BY_PERSON, FieldConflict, Half, Merged, translated
 from syncd.core.model import RELATIONS, Address, Json, LinkState, Record, Side, Value
-from syncd.core.plan import Decision, Operation, Sighted, decide, welcome
+from syncd.core.plan import Decision, Operation, Sighted, decide, payable, priced, welcome
 from syncd.engine.context import Context
 from syncd.state.journal import Entry, digest
 from syncd.state.store import LinkRow
@@ -79,6 +79,8 @@ def proof(ctx: Context, record: Record) -> str:
 def draft_kind(draft: Draft, kind: str) -> None:
     """Plan everything that one kind needs, from what the inbox holds."""
     ctx = draft.ctx
+    if ctx.bare(kind):
+        ctx.look_at_prices()
     for side in Side:
         ctx.store.follow_merges(side, kind, ctx.now())
     _match_kind(ctx, kind)
@@ -249,7 +251,7 @@ def _plan_link(draft: Draft, row: LinkRow, right_refs: Mapping[str, str] | None,
     decision = decide(
         kind,
         _in_crm_words(row.left, ctx.vocabulary(kind)),
-        row.right,
+        _in_its_currency(ctx, row),
         ctx.fields(kind),
         ctx.rules.kinds[kind],
         right_refs=right_refs,
@@ -292,6 +294,13 @@ def _in_crm_words(left: Sighted, vocabulary: Mapping[str, Mapping[str, str]]) ->
         translated(left.base, vocabulary),
         left.base_refs,
     )
+
+
+def _in_its_currency(ctx: Context, row: LinkRow) -> Sighted:
+    bare = ctx.bare(row.kind)
+    if not bare or ctx.currency is None:
+        return row.right
+    return priced(row.right, bare, ctx.currency, row.left.record.values)
 
 
 def _end(ctx: Context, row: LinkRow, decision: Decision) -> None:
@@ -395,7 +404,7 @@ def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record]) 
     is_marking = side is Side.RIGHT and ctx.systems[side].kind(kind).can_mark
     for record in _primary_first(records):
         answer = welcome(
-            replace(record, values=translated(record.values, vocabulary)),
+            replace(record, values=_for_a_create(ctx, side, record, vocabulary)),
             side,
             ctx.fields(kind),
             ctx.rules.kinds[kind],
@@ -416,6 +425,18 @@ def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record]) 
             mark = Operation(kind, "mark", side, None, Address(record.id, record.parent), why="its counterpart is made")
             draft.add(mark, {}, None, None)
     ctx.store.shelve(side, kind, verdicts)
+
+
+def _for_a_create(
+    ctx: Context, side: Side, record: Record, vocabulary: Mapping[str, Mapping[str, str]]
+) -> Mapping[str, Value]:
+    """A newcomer's values as its counterpart on the other side can be given them."""
+    bare = ctx.bare(record.kind)
+    if bare and ctx.currency is not None:
+        if side is Side.RIGHT:
+            return priced(Sighted(record, {}), bare, ctx.currency, {}).record.values
+        return translated(payable(record.values, bare, ctx.currency), vocabulary)
+    return translated(record.values, vocabulary)
 
 
 def _locked_counterparts(ctx: Context, kind: str, side: Side, records: Sequence[Record]) -> dict[str, str]:

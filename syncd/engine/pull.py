@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from syncd.connector import Page, Parent, Pull
 from syncd.core.guard import shrunken
-from syncd.core.model import Address, Side
+from syncd.core.model import Address, Record, Side
 from syncd.engine.context import Context, System
 from syncd.errors import HaltedError
 from syncd.state.store import FeedRow, Listing
@@ -88,6 +88,7 @@ def drain(
         holders=lambda key, ids: ctx.store.holders(side, "deal", key, ids),
         is_deep=is_deep,
         is_sweep=is_sweep,
+        is_backfill=anew_before is not None,
     )
     clocks: dict[str, list[str]] = {}
     with ExitStack() as stack:
@@ -178,7 +179,7 @@ def _take(ctx: Context, side: Side, pages: Sequence[Page]) -> None:
     """Write pages of one kind into the inbox, and what they show to be gone."""
     system = ctx.systems[side]
     kind, at = pages[0].kind, ctx.now()
-    records = [record for page in pages for record in page.records]
+    records = [_spelt(ctx, side, record) for page in pages for record in page.records]
     system.pulled[kind] += len(records)
     with ctx.store.transaction():
         can = system.kind(kind)
@@ -194,6 +195,13 @@ def _take(ctx: Context, side: Side, pages: Sequence[Page]) -> None:
     ctx.progress("pulled", kind, len(records))
 
 
+def _spelt(ctx: Context, side: Side, record: Record) -> Record:
+    """The record with its stored ref spelt as the other system spells its own ids."""
+    if record.mark is None:
+        return record
+    return replace(record, mark=ctx.systems[side.other].capabilities.canonical_id(record.mark))
+
+
 def _believe(ctx: Context, side: Side, kind: str, gone: Sequence[Address], known: int) -> None:
     """Take records that a listing lacks for deleted, after a second read has said so too."""
     if not gone:
@@ -205,7 +213,8 @@ def _believe(ctx: Context, side: Side, kind: str, gone: Sequence[Address], known
     size = system.kind(kind).read_batch
     for start in range(0, len(gone), size):
         found = system.connector.read(kind, gone[start : start + size])
-        ctx.store.intake(side, kind, list(found.values()), ctx.now(), is_exact=False)
+        records = [_spelt(ctx, side, record) for record in found.values()]
+        ctx.store.intake(side, kind, records, ctx.now(), is_exact=False)
 
 
 def read_again(ctx: Context, system: System, side: Side, kind: str, addresses: Sequence[Address]) -> None:
@@ -213,4 +222,5 @@ def read_again(ctx: Context, system: System, side: Side, kind: str, addresses: S
     can = system.kind(kind)
     for start in range(0, len(addresses), can.read_batch):
         found = system.connector.read(kind, addresses[start : start + can.read_batch])
-        ctx.store.intake(side, kind, list(found.values()), ctx.now(), is_exact=False, is_current=can.is_current)
+        records = [_spelt(ctx, side, record) for record in found.values()]
+        ctx.store.intake(side, kind, records, ctx.now(), is_exact=False, is_current=can.is_current)

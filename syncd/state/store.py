@@ -958,6 +958,27 @@ class Store:
             ).all()
         return {row[0]: row[1] for row in rows}
 
+    def prevailing_currency(self) -> str | None:
+        """The currency of most projects' prices, those first whose amount the CRM shares; None without any."""
+        ours = s.link.c.left_base["amount"]["currency"].astext
+        theirs = s.link.c.right_base["amount"]["amount"].astext
+        seen = s.sighting.c["values"]["amount"]["currency"].astext
+        deals = (s.link.c.pair == self.pair, s.link.c.kind == "deal", ours.is_not(None))
+        news = (s.sighting.c.pair == self.pair, s.sighting.c.side == Side.LEFT, s.sighting.c.kind == "deal")
+        looks = (
+            select(ours.label("currency")).where(*deals, theirs.is_not(None)),
+            select(ours.label("currency")).where(*deals),
+            select(seen.label("currency")).where(*news, seen.is_not(None)),
+        )
+        with self._reading() as tx:
+            for look in looks:
+                each = look.subquery()
+                count = select(each.c.currency, func.count()).group_by(each.c.currency)
+                row = tx.execute(count.order_by(func.count().desc(), each.c.currency).limit(1)).first()
+                if row is not None:
+                    return str(row[0])
+        return None
+
     # --- conflicts and the change log -------------------------------------------------
 
     def log_changes(self, rows: Sequence[Mapping[str, object]]) -> None:

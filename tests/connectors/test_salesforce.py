@@ -265,9 +265,20 @@ def test_a_wrong_secret_stops_the_connection_without_showing_it(world: World) ->
     assert "invalid_client" in str(caught.value)
 
 
-def test_setting_up_takes_a_token_one_composite_and_the_org(world: World) -> None:
+def test_setting_up_takes_a_token_and_one_composite(world: World) -> None:
+    """Who we are, what is there and what it offers are asked for once, however many want to know."""
+    world.connector.account()
+    world.connector.check()
     world.connector.capabilities()
-    assert [call.path.rpartition("/")[2] for call in world.org.log] == ["token", "composite", ""]
+    assert [call.path.rpartition("/")[2] for call in world.org.log] == ["token", "composite"]
+    world.connector.check()
+    assert len(world.org.log) == 3, "a later check looks again"
+
+
+def test_what_the_org_does_not_have_is_not_asked_for_twice(build: Callable[..., World]) -> None:
+    world = build(currency=None)
+    world.connector.account()
+    assert [call.path.rpartition("/")[2] for call in world.org.log] == ["token", "composite"]
 
 
 # --- reading --------------------------------------------------------------------------
@@ -338,6 +349,32 @@ def test_a_backfill_reads_every_page_in_the_order_of_kinds_and_ends_each_listing
         assert [page.is_last for page in own] == [False] * (len(own) - 1) + [True]
     for kind in ("company", "contact", "employment"):
         assert sum(len(page.records) for page in pages if page.kind == kind) == 5
+
+
+def test_one_call_brings_the_next_page_of_every_object(build: Callable[..., World]) -> None:
+    world = build(page_size=2)
+    for at in range(5):
+        account = world.org.add("Account", {"Name": f"A{at}"})
+        world.org.add("Contact", {"LastName": f"C{at}", "AccountId": account})
+        if at < 4:
+            world.deal()
+    world.connector.capabilities()
+    before = world.wire.calls
+    assert {kind: len(found) for kind, found in world.records().items()}["contact"] == 5
+    assert world.wire.calls - before == 3
+
+
+def test_pages_that_a_composite_refuses_are_asked_for_one_by_one(build: Callable[..., World]) -> None:
+    world = build(page_size=2)
+    for at in range(5):
+        account = world.org.add("Account", {"Name": f"A{at}"})
+        world.org.add("Contact", {"LastName": f"C{at}", "AccountId": account})
+    world.connector.capabilities()
+    world.org.faults.append(
+        Fault("POST", "composite", status=400, body=[{"errorCode": "BAD_REQUEST"}], skip=1, times=9)
+    )
+    found = world.records()
+    assert (len(found["company"]), len(found["contact"]), len(found["employment"])) == (5, 5, 5)
 
 
 def test_a_lost_cursor_is_taken_up_at_the_last_stamp_without_skipping(build: Callable[..., World]) -> None:
@@ -502,6 +539,7 @@ def test_an_org_without_custom_fields_lacks_what_an_admin_can_read_and_do(build:
     )
     assert not any(each.is_fixable for each in left)
     assert not world.connector.capabilities().kinds["company"].can_mark
+    assert len(world.org.calls("POST", "tooling/sobjects/CustomField")) == 1, "one refusal tells for all"
 
 
 def test_missing_fields_are_created_and_granted(build: Callable[..., World]) -> None:
@@ -858,7 +896,7 @@ def test_an_answer_out_of_order_stops_the_pull_by_its_name(world: World, fault: 
         world.pull()
     if isinstance(caught.value, RateLimitedError):
         assert caught.value.is_daily is (fault.status == 403)
-        assert caught.value.pause_seconds == (7 if fault.status == 429 else 600)
+        assert caught.value.pause_seconds == (7 if fault.status == 429 else 120)
 
 
 @pytest.mark.parametrize(
@@ -867,6 +905,7 @@ def test_an_answer_out_of_order_stops_the_pull_by_its_name(world: World, fault: 
         Fault("POST", "composite", status=500, body="<html>"),
         Fault("POST", "composite", when="drop"),
         Fault("POST", "composite", status=429),
+        Fault("POST", "composite", status=401, body="<html>"),
         Fault("POST", "composite", status=401, body=[{"errorCode": "INVALID_SESSION_ID"}]),
         Fault("POST", "composite", status=400, body=[{"errorCode": "QUERY_TIMEOUT"}]),
         Fault("POST", "token", status=503),
@@ -904,16 +943,16 @@ def test_polling_leaves_a_tenth_of_the_daily_allowance_and_a_backfill_more(build
         world.deal()
     world.connector.capabilities()
     with pytest.raises(RateLimitedError) as caught:
-        world.pull()
+        world.pull(is_backfill=True)
     assert caught.value.is_daily
     assert world.org.used == 7
     assert world.wire.left["daily"] == 3
-    world.org.used = 9
-    world.connector.read("deal", [Address(world.org.all("Opportunity")[0]["Id"])])
     with pytest.raises(RateLimitedError):
-        world.connector.read("deal", [])  # nothing asked, nothing sent
-        world.pull(dict.fromkeys(ALL, "2026-11-20T08:00:00.000+0000"))
-    assert world.org.used == 10
+        world.write(create("company", "1", {"name": "Nordhaus AB"}, "7"))
+    assert world.org.used == 7, "what a backfill has read it does not write either"
+    with pytest.raises(RateLimitedError):
+        world.pull()
+    assert world.org.used == 9
     world.org.used = 0
     world.later(1000)
     world.pull(dict.fromkeys(ALL, "2026-11-20T08:00:00.000+0000"))

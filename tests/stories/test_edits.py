@@ -126,6 +126,31 @@ def test_money_keeps_its_scale(begin: Begin) -> None:
     assert world.hub.amount(svalan.hub)[0] == 171_000_001
 
 
+@pytest.mark.parametrize("begin", ["salesforce"], indirect=True)
+def test_an_org_that_does_not_tell_its_currency_is_in_that_of_most_projects(begin: Begin) -> None:
+    """Amounts travel both ways without the org's word on its currency; one in another currency is never written."""
+    world = begin("deal", deal={"create": {"in_propstreet": True}})
+    world.crm.emulator.currency = None
+    svalan = world.hub.add("deal", name="Kv. Svalan 4", amount=120_000_000)
+    foreign = world.hub.add("deal", name="Havneholmen", price={"value": 9, "currency": "DKK", "scale": "millions"})
+    world.hub.add("deal", name="Kv. Kajan 2", amount=7_000_000)
+    born = world.crm.add("deal", name="Kv. Tornet 1", amount=55_000_000)
+    world.meet()
+    svalan_there, foreign_there = world.crm.of("deal", svalan), world.crm.of("deal", foreign)
+    assert world.crm.get("deal", svalan_there)["amount"] == "120000000"
+    assert world.crm.get("deal", foreign_there)["amount"] is None
+    assert world.hub.row("deal", world.hub.of("deal", born))["price"]["currency"] == "SEK"
+    world.crm.edit("deal", svalan_there, amount=125_000_000)
+    world.settle()
+    assert world.hub.amount(svalan)[0] == 125_000_000
+    world.hub.edit("deal", svalan, amount=130_000_000)
+    world.hub.edit("deal", foreign, price={"value": 11, "currency": "DKK", "scale": "millions"})
+    world.settle()
+    assert world.crm.get("deal", svalan_there)["amount"] == "130000000"
+    assert world.crm.get("deal", foreign_there)["amount"] is None
+    assert world.excluded("deal") == {(foreign, foreign_there): "amount is in another currency there than here"}
+
+
 def test_a_job_title_changes_on_either_side(begin: Begin) -> None:
     """The title belongs to the employment in Propstreet and to the contact in the CRM; it travels both ways."""
     world = begin("company", "contact", "employment")

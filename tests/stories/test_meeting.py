@@ -80,6 +80,19 @@ def test_an_applied_first_plan_is_the_whole_job(begin: Begin) -> None:
     assert (quiet.report.operations, quiet.write_calls) == (0, 0)
 
 
+@pytest.mark.parametrize("begin", ["salesforce"], indirect=True)
+def test_an_id_stored_in_its_short_spelling_links(begin: Begin) -> None:
+    """Salesforce's ids have two spellings; reports and older integrations keep the short one."""
+    world = begin("deal", "contact", deal={"create": {"in_propstreet": True}})
+    deal, contact = world.crm.add("deal", name="Svalan, kontor"), world.crm.add("contact", last_name="Berg")
+    hub_deal = world.hub.add("deal", name="Kv. Svalan 4", ref=deal[:15])
+    hub_contact = world.hub.add("contact", last_name="Bergh", ref=contact[:15])
+    world.meet()
+    assert (world.crm.of("deal", hub_deal), world.crm.of("contact", hub_contact)) == (deal, contact)
+    assert [world.crm.count(kind) for kind in ("deal", "contact")] == [1, 1]
+    assert [world.hub.count(kind) for kind in ("deal", "contact")] == [1, 1]
+
+
 def test_natural_keys_link_what_carries_no_id(begin: Begin) -> None:
     """E-mail, domain and organisation number prove that two records are one, in whatever spelling."""
     world = begin("company", "contact")
