@@ -15,6 +15,7 @@ CRM's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -66,10 +67,12 @@ class Writer:
     is_first_primary: bool | None = None
     unlinked: set[str] = field(default_factory=set)
     _asked: dict[str, bool] = field(default_factory=dict)
+    _listed: dict[str, dict[str, Record] | None] = field(default_factory=dict)
 
     def write(self, writes: Sequence[Write]) -> Sequence[Outcome]:
         """See ``Connector.write``. An outage after the first outcomes leaves the rest for later."""
         self._asked = {}
+        self._listed = {}
         hopeless = {write.key: reason for write in writes if (reason := self._hopeless(write))}
         outcomes = [Outcome(key, Verdict.REJECTED, reason=reason) for key, reason in hopeless.items()]
         todo = list(self._portions([write for write in writes if write.key not in hopeless]))
@@ -110,6 +113,10 @@ class Writer:
                 continue
             for start in range(0, len(group), BATCH):
                 yield group[start : start + BATCH], self._add if how == "add" else self._classify
+        removals = [write for write in singles if write.kind == "deal_contact" and write.verb == "delete"]
+        for project, count in Counter(_project(write) for write in removals).items():
+            if count > FEW:
+                self._listed[project] = None
         for write in singles:
             yield [write], lambda one: [self._one(one[0])]
 
@@ -587,7 +594,7 @@ class Writer:
         path = self._path(write)
         if write.kind == "deal_contact":
             # ``remove`` knows no condition, so the version is compared just before.
-            if self._version(self.client.get(path)) != write.version:
+            if self._version_now(write) != write.version:
                 return Outcome(write.key, Verdict.STALE)
             try:
                 self.client.send("POST", f"{path}/remove")
@@ -608,6 +615,22 @@ class Writer:
                 write.key, Verdict.REJECTED, reason=f"Propstreet offers no deletion of a {write.kind} by API"
             )
         return Outcome(write.key, Verdict.DONE)
+
+    def _version_now(self, write: Write) -> str | None:
+        """The version of a prospect, from one listing where many of its project are about to go. Raises MissingError.
+
+        RACE: an edit between that listing and the removal, within seconds, goes with the prospect.
+        """
+        project = _project(write)
+        if project not in self._listed:
+            return self._version(self.client.get(self._path(write)))
+        listed = self._listed[project]
+        if listed is None:
+            listed = self._listed[project] = self._prospects(project, [], is_whole=True)
+        record = listed.get(_address(write).id)
+        if record is None or record.is_deleted:
+            raise MissingError(f"GET {self._path(write)}: not in its project's listing")
+        return record.version
 
     def _is_there(self, path: str) -> bool:
         try:

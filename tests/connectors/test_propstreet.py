@@ -1215,6 +1215,20 @@ def test_a_prospect_is_removed_by_either_documented_way(world: World, has_remove
     assert not world.one("deal_contact", prospect, project).is_deleted
 
 
+def test_many_prospects_of_a_project_are_removed_behind_one_listing(world: World) -> None:
+    project = world.project()
+    ids = [world.emulator.add("prospects", {"contactId": world.person()}, parent=project) for _ in range(9)]
+    found = world.connector.read("deal_contact", [Address(each, project) for each in ids])
+    world.emulator.classify(ids[0], "bidder")
+    world.emulator.remove("prospects", ids[1])
+    before = len(world.emulator.log)
+    outcomes = sent(world, *(write("deal_contact", "delete", record=found[each], key=each) for each in ids))
+    verdicts = [Verdict.STALE, Verdict.MISSING, *[Verdict.DONE] * 7]
+    assert {outcome.key: outcome.verdict for outcome in outcomes} == dict(zip(ids, verdicts, strict=True))
+    assert len(world.emulator.log) - before == 1 + 7
+    assert [each["id"] for each in world.emulator.all("prospects")] == [ids[0]]
+
+
 def test_a_project_is_deleted_and_a_contact_where_the_api_offers_it(world: World) -> None:
     project, person = world.project(), world.person()
     assert sent(world, write("deal", "delete", record=world.one("deal", project)))[0].verdict is Verdict.DONE
