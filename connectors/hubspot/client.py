@@ -272,7 +272,8 @@ class Client:
         self._fresh_until: datetime | None = None
         self._refresh_token: tuple[str, str] | None = None
         #: The account's zone, in which its day turns; told by whoever reads the account.
-        self.time_zone = "UTC"
+        #: The account's zone, once the account has been read.
+        self.time_zone: str | None = None
         #: Calls in ten seconds as the account's own headers tell, once one has been seen.
         self.calls_per_ten_seconds: int | None = None
 
@@ -555,11 +556,18 @@ class Client:
         return RateLimitedError(told, bucket=endpoint.bucket, pause_seconds=usual, is_growing=True)
 
     def _until_midnight(self) -> float:
-        """Seconds until the day turns in the account's zone, where daily quotas are renewed."""
+        """Seconds until the day turns in the account's zone, where daily quotas are renewed.
+
+        While the zone is not known, until the next full hour, when it turns somewhere.
+        """
+        now = self._now().astimezone(UTC)
+        if self.time_zone is None:
+            turn = (now + timedelta(hours=1)).replace(minute=0, second=0, microsecond=0)
+            return (turn - now).total_seconds()
         try:
-            here = self._now().astimezone(ZoneInfo(self.time_zone))
+            here = now.astimezone(ZoneInfo(self.time_zone))
         except (KeyError, ValueError, OSError):
-            here = self._now().astimezone(UTC)
+            here = now
         turn = (here + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
         return (turn.astimezone(UTC) - here.astimezone(UTC)).total_seconds()
 

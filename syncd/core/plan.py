@@ -333,7 +333,7 @@ def welcome(
 def _unfit(record: Record, ref_sets: tuple[frozenset[str], ...]) -> str:
     missing = min((need - set(record.refs) for need in ref_sets), key=lambda lacks: (len(lacks), sorted(lacks)))
     if missing:
-        return f"names no {' or '.join(sorted(missing))} that can be read"
+        return f"names no {' or '.join(sorted(missing))} that can be read, and the other system needs one"
     return "the other system cannot hold this combination of references"
 
 

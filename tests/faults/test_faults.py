@@ -324,7 +324,7 @@ def test_a_small_quota_is_kept_without_a_single_refusal(make: Make) -> None:
     recover(world)
 
 
-@pytest.mark.parametrize("when", ["in the middle of a run", "before the first run", "before a later run"])
+@pytest.mark.parametrize("when", ["in the middle of a run", "before a later run"])
 def test_a_spent_daily_quota_lets_the_pair_rest_until_midnight_in_the_accounts_zone(make: Make, when: str) -> None:
     """HubSpot's day is the account's: until it turns nobody calls; other pairs go on; then all arrives."""
     world = make("hubspot")
@@ -349,8 +349,6 @@ def test_a_spent_daily_quota_lets_the_pair_rest_until_midnight_in_the_accounts_z
     place = mark(crm)
     hub_place = mark(world.hub)
     midnight = datetime(2026, 11, 20, 23, 0, tzinfo=UTC)
-    if when == "before the first run":
-        midnight = datetime(2026, 11, 21, 0, 0, tzinfo=UTC)  # the account's zone is not known yet
     for _ in range(6):
         world.clock.advance(7_000)
         result = world.run()
@@ -362,6 +360,27 @@ def test_a_spent_daily_quota_lets_the_pair_rest_until_midnight_in_the_accounts_z
     assert world.clock() < midnight
     crm.is_daily_spent = False
     world.clock.advance((midnight - world.clock()).total_seconds())
+    world.run("backfill")
+    recover(world)
+
+
+def test_a_spent_daily_quota_is_looked_at_once_an_hour_while_the_accounts_zone_is_not_known(make: Make) -> None:
+    """Met before the account was ever read: the day turns at a full hour, and one call tells whether it did."""
+    world = make("hubspot")
+    world.seed()
+    crm = world.crm
+    assert isinstance(crm, HubSpotEmulator)
+    crm.is_daily_spent = True
+    for _ in range(3):
+        place = mark(crm)
+        assert world.run("backfill").state == "failed"
+        assert len(crm.log) == place + 1
+        hour = (world.clock() + timedelta(hours=1)).replace(minute=0, second=0, microsecond=0)
+        told = world.run()
+        assert told.message == f"a vendor asked to be left alone until {hour:%F %T} UTC"
+        assert len(crm.log) == place + 1
+        world.clock.advance((hour - world.clock()).total_seconds())
+    crm.is_daily_spent = False
     world.run("backfill")
     recover(world)
 
