@@ -4,6 +4,8 @@ ifeq (,$(shell command -v $(PYTHON) 2>/dev/null))
 PYTHON := python3
 endif
 BIN := .venv/bin
+# A file stays with one worker, so that what its tests share is made once.
+TESTS := $(BIN)/python -m pytest -n auto --dist loadfile
 
 .PHONY: setup demo test check bench lock clean
 
@@ -19,18 +21,19 @@ demo: setup ## the whole thing on this machine, without accounts; ARGS="--once -
 	@$(BIN)/syncd demo $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(TESTS) $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 bench: setup
 	$(BIN)/python -m benchmarks.backfill
 
+lock: export CUSTOM_COMPILE_COMMAND = make lock
 lock: ## pin every dependency anew, with hashes and without index addresses
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links \
 	  --no-emit-trusted-host --extra embedded --extra dev --output-file requirements.lock pyproject.toml

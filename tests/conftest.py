@@ -23,7 +23,19 @@ def database_url() -> Iterator[str]:
         yield url
         return
     with tempfile.TemporaryDirectory(prefix="syncd-tests-", ignore_cleanup_errors=True) as folder:
-        yield embedded.start(Path(folder))
+        url = embedded.start(Path(folder))
+        _forget_disk(url)
+        yield url
+
+
+def _forget_disk(url: str) -> None:
+    """Nobody pulls the plug on this server, so it need not wait for the disk."""
+    admin = create_engine(url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        for name in ("fsync", "full_page_writes", "synchronous_commit"):
+            connection.execute(text(f"ALTER SYSTEM SET {name} = off"))
+        connection.execute(text("SELECT pg_reload_conf()"))
+    admin.dispose()
 
 
 @pytest.fixture(scope="session")
