@@ -17,13 +17,15 @@ from urllib.parse import urlsplit
 
 from syncd.core.model import MAX_TEXT, FieldType, Json, Money, Value, Values, is_safe_id
 
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
 
 class UnfitValueError(ValueError):
     """A scalar from a vendor cannot be what its field holds. Says the field, never the value."""
 
 
 def text(raw: object, field: str, *, limit: int = MAX_TEXT) -> str | None:
-    """Trimmed text, None if empty. Raises UnfitValueError for other types and for what is too long."""
+    """Trimmed text, None if empty. Raises UnfitValueError for other types, broken Unicode and what is too long."""
     if raw is None:
         return None
     if isinstance(raw, bool) or not isinstance(raw, str | int | float | Decimal):
@@ -31,6 +33,9 @@ def text(raw: object, field: str, *, limit: int = MAX_TEXT) -> str | None:
     found = str(raw).replace("\x00", "").strip()
     if len(found) > limit:
         raise UnfitValueError(f"{field}: longer than {limit} characters")
+    if _SURROGATE.search(found):
+        # JSON may spell half a character, which no database takes and no answer of ours could carry.
+        raise UnfitValueError(f"{field}: not valid Unicode")
     return found or None
 
 

@@ -141,6 +141,7 @@ def test_a_hostile_id_is_not_safe(id_: object) -> None:
         (mapping.day, "2026-13-01"),
         (mapping.text, {"a": 1}),
         (mapping.text, "x" * 70_000),
+        (mapping.text, "half a \ud83d character"),
         (mapping.identifier, "../../etc"),
     ],
 )
