@@ -206,6 +206,7 @@ class PropstreetConnector:
             if kind == "contact":
                 for row in rows:
                     self._primaries.learn(row)
+                    self._writer.learn_contact(row)
             if kind == "employment":
                 page = replace(page, records=tuple(self._primaries.tell(each) for each in page.records))
             yield page

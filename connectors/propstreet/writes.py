@@ -56,7 +56,7 @@ class Writer:
     ``uses_mandate`` is learned: which name this tenant takes (14.10). ``closed`` holds projects that
     a listing showed to be closed: nothing is sent to their prospects (14.12). ``is_first_primary`` is
     learned, too: whether the first link of a contact is its primary one by itself. ``unlinked`` are
-    contacts that were made here and have no link yet.
+    contacts that have no link yet: made here, or shown so by a listing.
     """
 
     client: Client
@@ -175,6 +175,14 @@ class Writer:
                 self.closed.discard(deal.id)
             elif len(self.closed) < MOST_CLOSED:
                 self.closed.add(deal.id)
+
+    def learn_contact(self, row: Row) -> None:
+        """Keep which contacts have no link yet, as many as are worth their memory."""
+        id_ = str(row.get("id"))
+        if row.get("companies") != []:
+            self.unlinked.discard(id_)
+        elif len(self.unlinked) < MOST_UNLINKED:
+            self.unlinked.add(id_)
 
     # --- creates ----------------------------------------------------------------------
 

@@ -1119,6 +1119,23 @@ def test_whether_first_links_are_primary_by_themselves_is_asked_once(world: Worl
     assert len(world.emulator.log) - before == (6 if is_first_primary else 11)
 
 
+def test_a_contact_that_a_listing_shows_without_a_company_gets_its_first_link_in_one_call(world: World) -> None:
+    firm, other = (world.emulator.add("companies", {"name": name}) for name in "AB")
+    alone, employed = world.person(email="a@x.se"), world.person(email="b@x.se")
+    asked = world.person(email="c@x.se")
+    world.emulator.add("links", {"contactId": employed, "companyId": other})
+    world.pull("contact")
+    calls = {}
+    for each in (asked, alone, employed):
+        before = len(world.emulator.log)
+        link = write("employment", "create", {"is_primary": True}, refs={"contact": each, "company": firm}, key=each)
+        done(sent(world, link)[0])
+        calls[each] = len(world.emulator.log) - before
+        assert world.emulator.get("contacts", each)["primaryCompanyId"] == firm
+    # Whether a first link is primary by itself is asked with the first one; a second link is made primary by a call.
+    assert calls == {asked: 2, alone: 1, employed: 2}
+
+
 def test_a_link_tells_whether_it_is_primary_as_far_as_its_contact_was_seen(world: World) -> None:
     person = world.person()
     companies = [world.emulator.add("companies", {"name": name}) for name in "AB"]
