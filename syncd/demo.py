@@ -74,6 +74,7 @@ def run_demo(*, is_once: bool, as_json: bool, seed: int) -> int:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="syncd-demo-", ignore_cleanup_errors=True)))
         say("Starting PostgreSQL and the emulated vendors ...")
         service = Service(database(embedded.start(home)))
+        stack.callback(embedded.stop, home)
         stack.callback(service.close)
         migrate.upgrade(service.engine)
         world = _build(service, home / "tenants", seed)
