@@ -198,7 +198,9 @@ class _Batch:
             refs = self._own_refs(entries)
             for entry in entries:
                 op = entry.operation
-                own = {of: refs[of][ref] for of, ref in op.refs.items() if ref in refs[of]}
+                own = {of: refs[of][ref] for of, ref in op.refs.items() if of != self.kind and ref in refs[of]}
+                if len(own) < len(op.refs) - 1:
+                    continue  # its other end was not made, so that nothing will follow
                 values = {name: step.value for name, step in op.steps.items()}
                 found[op.refs[self.kind]] = (*found.get(op.refs[self.kind], ()), Rider(kind, values, own))
         return found

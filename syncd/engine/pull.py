@@ -209,12 +209,7 @@ def _believe(ctx: Context, side: Side, kind: str, gone: Sequence[Address], known
     reason = shrunken(kind, side, len(gone), known, ctx.rules.limits)
     if reason is not None and not ctx.rules.is_waived:
         raise HaltedError(reason)
-    system = ctx.systems[side]
-    size = system.kind(kind).read_batch
-    for start in range(0, len(gone), size):
-        found = system.connector.read(kind, gone[start : start + size])
-        records = [_spelt(ctx, side, record) for record in found.values()]
-        ctx.store.intake(side, kind, records, ctx.now(), is_exact=False)
+    read_again(ctx, ctx.systems[side], side, kind, gone)
 
 
 def read_again(ctx: Context, system: System, side: Side, kind: str, addresses: Sequence[Address]) -> None:

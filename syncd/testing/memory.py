@@ -227,6 +227,7 @@ class MemoryConnector:
                 is_conditional=hub,
                 is_exact=hub,
                 can_mark=not hub and kind not in RELATIONS,
+                rides_on="contact" if kind == "employment" and not hub else None,
             )
             for kind in KINDS
         }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from decimal import Decimal
 
 import pytest
 from sqlalchemy import Engine
 
+from syncd.connector import Write
 from syncd.core.merge import Flow, OnConflict, Policy
 from syncd.core.model import Money, Side, Value
 from syncd.core.plan import KindRules, OnDelete
@@ -302,6 +304,27 @@ def test_a_field_that_is_not_synced_keeps_nothing_waiting(engine: Engine) -> Non
     world.hub.edit("company", hub, strategy="Hotels")
     world.settle()
     assert world.rows(s.sighting) == []
+
+
+def test_a_create_is_told_of_what_rides_on_it_and_that_of_what_carries_it(world: World) -> None:
+    """A new contact comes with the employments that follow it, but for those whose company was not made."""
+    ids = seed(world)
+    poor = world.hub.add("company", {"name": "Poor AB", "domain": "poor.se"})
+    world.hub.add("employment", {"job_title": "Chair"}, refs={"contact": ids["contact"], "company": poor})
+    riders: list[tuple[object, Mapping[str, str]]] = []
+    carriers: list[str | None] = []
+
+    def look(write: Write) -> str | None:
+        if write.kind == "contact":
+            riders.extend((rider.values["job_title"], rider.refs) for rider in write.riders)
+        if write.kind == "employment":
+            carriers.append(write.carrier.id if write.carrier is not None else None)
+        return "nobody wants it" if write.values.get("domain") == "poor.se" else None
+
+    world.crm.refuses = look
+    world.run()
+    assert riders == [("CFO", {"company": world.links("company")[ids["company"]]})]
+    assert carriers == [world.links("contact")[ids["contact"]]]
 
 
 def test_a_first_meeting_that_is_cut_off_forgets_nothing(world: World) -> None:

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any, ClassVar, Final
 
 import yaml
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from connectors.hubspot.emulator import HubSpotEmulator
 from connectors.propstreet.emulator import PropstreetEmulator
@@ -531,10 +531,6 @@ class World:
         self.after_run: Callable[[], None] = lambda: None
         for emulator in (self.hub.emulator, self.crm.emulator):
             emulator.start()
-        with engine.begin() as tx:
-            # Nobody pulls the plug here, so nothing need wait for the disk.
-            tx.execute(text(f'ALTER DATABASE "{engine.url.database}" SET synchronous_commit = off'))
-        engine.dispose()
         engine = engine.execution_options(compiled_cache=_COMPILED)
         self.service = Service(
             engine, self.clock, self.clock.advance, Random(1), lambda: f"id-{next(self.serial):08d}", "stories"
