@@ -69,6 +69,7 @@ pair = Table(
     Column("halted_plan", Text),
     Column("is_waived", Boolean, nullable=False, server_default=text("false")),
     _at("paused_at"),
+    _json("mapping", nullable=True),
     Column("holder", Text),
     Column("fence", BigInteger, nullable=False, server_default="0"),
     _at("leased_until"),
@@ -246,6 +247,7 @@ operation = Table(
     _json("before"),
     _json("source"),
     Column("conflicts", JSONB, nullable=False, server_default=text("'[]'")),
+    _json("because"),
     Column("why", Text, nullable=False, server_default=""),
     Column("precondition", Text),
     Column("idempotency_key", Text, nullable=False, unique=True),
@@ -283,7 +285,10 @@ change_log = Table(
     Column("old", JSONB),
     Column("new", JSONB),
     Column("rule", Text, nullable=False),
+    _json("because", nullable=True),
+    Column("call", Text),
     _at("at", nullable=False),
+    Index("ix_change_log_run", "run"),
     Index("ix_change_log_left", "pair", "kind", "left_id"),
     Index("ix_change_log_right", "pair", "kind", "right_id"),
     Index("ix_change_log_at", "at"),
@@ -302,8 +307,13 @@ conflict = Table(
     Column("base", JSONB),
     Column("left_value", JSONB),
     Column("right_value", JSONB),
+    _at("left_at"),
+    _at("right_at"),
+    Column("left_by", Text),
+    Column("right_by", Text),
     Column("decided", Text),
     Column("winner", Text),
+    Column("chosen", JSONB),
     _at("opened_at", nullable=False),
     _at("settled_at"),
     Index(
@@ -311,6 +321,18 @@ conflict = Table(
         postgresql_where=text("settled_at IS NULL"),
     ),
 )  # fmt: skip
+
+hold = Table(
+    "hold",
+    metadata,
+    Column("pair", Text, ForeignKey("pair.id"), primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("side", Text, primary_key=True),
+    Column("record_id", Text, primary_key=True),
+    Column("reason", Text, nullable=False),
+    _at("held_at", nullable=False),
+    CheckConstraint(_SIDES, name="side"),
+)
 
 budget = Table(
     "budget",

@@ -1,0 +1,54 @@
+"""What explains a value, who moved it, and what a person holds still.
+
+Revision: 0002
+Revises: 0001
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+_JSONB = postgresql.JSONB(astext_type=sa.Text())
+
+
+def upgrade() -> None:
+    op.add_column("operation", sa.Column("because", _JSONB, server_default=sa.text("'{}'"), nullable=False))
+    op.add_column("change_log", sa.Column("because", _JSONB, nullable=True))
+    op.add_column("change_log", sa.Column("call", sa.Text(), nullable=True))
+    op.create_index("ix_change_log_run", "change_log", ["run"], unique=False)
+    op.add_column("conflict", sa.Column("left_at", sa.DateTime(timezone=True), nullable=True))
+    op.add_column("conflict", sa.Column("right_at", sa.DateTime(timezone=True), nullable=True))
+    op.add_column("conflict", sa.Column("left_by", sa.Text(), nullable=True))
+    op.add_column("conflict", sa.Column("right_by", sa.Text(), nullable=True))
+    op.add_column("conflict", sa.Column("chosen", _JSONB, nullable=True))
+    op.add_column("pair", sa.Column("mapping", _JSONB, nullable=True))
+    op.create_table(
+        "hold",
+        sa.Column("pair", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("side", sa.Text(), nullable=False),
+        sa.Column("record_id", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("held_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("side IN ('left', 'right')", name=op.f("ck_hold_side")),
+        sa.ForeignKeyConstraint(["pair"], ["pair.id"], name=op.f("fk_hold_pair")),
+        sa.PrimaryKeyConstraint("pair", "kind", "side", "record_id", name=op.f("pk_hold")),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("hold")
+    op.drop_column("pair", "mapping")
+    for name in ("chosen", "right_by", "left_by", "right_at", "left_at"):
+        op.drop_column("conflict", name)
+    op.drop_index("ix_change_log_run", table_name="change_log")
+    op.drop_column("change_log", "call")
+    op.drop_column("change_log", "because")
+    op.drop_column("operation", "because")
