@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Final
 
 from syncd.core.mapping import domain
-from syncd.core.model import RELATIONS, Record, Side, Value
+from syncd.core.model import RELATIONS, Record, Side, Value, elements
 
 #: Prefixes of keys that suggest but never prove.
 WEAK: Final = ("name:",)
@@ -62,7 +62,7 @@ def keys_of(record: Record) -> frozenset[str]:
     values = record.values
     match record.kind:
         case "contact":
-            addresses = {values.get("email"), *_members(values.get("other_emails"))}
+            addresses = {values.get("email"), *elements(values.get("other_emails"))}
             found = {f"email:{str(each).lower()}" for each in addresses if each}
             return frozenset(found or _named(values.get("first_name"), values.get("last_name")))
         case "company":
@@ -84,10 +84,6 @@ def ref_key(refs: Mapping[str, str]) -> str:
 def _named(*parts: Value) -> set[str]:
     name = " ".join(" ".join(str(part).split()) for part in parts if part).casefold()
     return {f"name:{name}"} if name else set()
-
-
-def _members(value: Value) -> frozenset[str]:
-    return value if isinstance(value, frozenset) else frozenset()
 
 
 def _digits(value: Value) -> str:

@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Final
 
 from syncd.core.mapping import same
-from syncd.core.model import FieldType, Side, Value, Values
+from syncd.core.model import FieldType, Side, Value, Values, elements
 
 #: The rule that stands behind a field when a person settled its conflict.
 BY_PERSON: Final = "a person's word"
@@ -245,8 +245,8 @@ def _agreed_on_empty(name: str, half: Half) -> bool:
 
 def _union(name: str, left: Half, right: Half) -> _Verdict:
     """Element by element: what either side added is added, what either took off is taken off."""
-    on_left, on_right = _set(left.now(name)), _set(right.now(name))
-    base_left, base_right = _set(left.base.get(name)), _set(right.base.get(name))
+    on_left, on_right = elements(left.now(name)), elements(right.now(name))
+    base_left, base_right = elements(left.base.get(name)), elements(right.base.get(name))
     left_added, left_gone = on_left - base_left, base_left - on_left
     right_added, right_gone = on_right - base_right, base_right - on_right
     steps: dict[Side, Step] = {}
@@ -257,10 +257,6 @@ def _union(name: str, left: Half, right: Half) -> _Verdict:
     if for_right != on_right and right.says(name):
         steps[Side.RIGHT] = Step(for_right or None, "set merged")
     return _Verdict(steps)
-
-
-def _set(value: Value) -> frozenset[str]:
-    return value if isinstance(value, frozenset) else frozenset()
 
 
 def _settle(name: str, left: Half, right: Half, rule: OnConflict, settled: Side | None) -> _Verdict:

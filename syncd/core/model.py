@@ -56,6 +56,12 @@ class Money:
 Value: TypeAlias = str | bool | Decimal | Money | datetime | date | frozenset[str] | None
 Values: TypeAlias = Mapping[str, Value]
 
+
+def elements(value: Value) -> frozenset[str]:
+    """The elements of a set; what is empty has none."""
+    return value if isinstance(value, frozenset) else frozenset()
+
+
 #: Bare JSON, for what a connector wants back with its own record and nobody else reads.
 Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 

@@ -13,7 +13,18 @@ from enum import StrEnum
 
 from syncd.core.match import ref_key
 from syncd.core.merge import Half, Merged, OnConflict, Policy, Step, merge
-from syncd.core.model import RELATIONS, Address, FieldType, LinkState, Money, Record, Side, Value, Values, Verb
+from syncd.core.model import (
+    RELATIONS,
+    Address,
+    FieldType,
+    LinkState,
+    Money,
+    Record,
+    Side,
+    Values,
+    Verb,
+    elements,
+)
 
 
 class OnDelete(StrEnum):
@@ -232,11 +243,9 @@ def _is_known_alias(name: str, left: Sighted, right: Sighted) -> bool:
     if name != "email" or name in left.base or name in right.base:
         return False
     here, there = left.record.values, right.record.values
-    return here.get(name) in _set(there.get("other_emails")) or there.get(name) in _set(here.get("other_emails"))
-
-
-def _set(value: Value) -> frozenset[str]:
-    return value if isinstance(value, frozenset) else frozenset()
+    return here.get(name) in elements(there.get("other_emails")) or there.get(name) in elements(
+        here.get("other_emails")
+    )
 
 
 def _standing(left: Sighted, right: Sighted) -> tuple[LinkState, str]:

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from syncd.connector import Outcome, Rider, Verdict, Write
+from syncd.core.base import confirmed, founded, not_stored
 from syncd.core.mapping import UnfitValueError, freeze, same
+from syncd.core.merge import Half
 from syncd.core.model import KINDS, Address, LinkState, Record, Side, Value, Verb
 from syncd.core.plan import Operation
 from syncd.engine.context import Context
@@ -355,39 +357,24 @@ class _Batch:
             self.ctx.store.shelve(self.side.other, self.kind, doubled)
             return
         self._taken.add(record.id)
-        types = self.ctx.fields(self.kind).types
-        agreed: dict[str, tuple[Value, Value]] = {}
-        for name in types:
-            mine, theirs = entry.source.get(name), record.values.get(name)
-            is_stored = name not in record.values or theirs is not None
-            if name in entry.steps and (is_stored or entry.steps[name].value is None):
-                agreed[name] = (mine, theirs if name in record.values else entry.steps[name].value)
-            elif same(types[name], mine, theirs) or self.capability.fields[name].shares in entry.steps:
-                agreed[name] = (mine, theirs)
-            elif name in entry.source and name in record.values:
-                agreed[name] = (None, None)  # not stored, or a default of that system: the next merge sees to it
-        if self.side is Side.LEFT:
-            agreed = {name: (halves[1], halves[0]) for name, halves in agreed.items()}
+        types, shares = self.ctx.fields(self.kind).types, self.capability.fields
+        halves = founded(
+            types, self.side, entry.steps, entry.source, record.values, {name: shares[name].shares for name in types}
+        )
         left, right = (record, source) if self.side is Side.LEFT else (source, record)
         # What a create stored as the mark is known; a counterpart made on the left marks the right one later.
         is_marked = self.side is Side.RIGHT or right.mark == left.id
-        self._made.append(NewLink(left, right, agreed, is_marked, entry.operation.why))
+        self._made.append(NewLink(left, right, halves, is_marked, entry.operation.why))
         self._log(entry, left.id, right.id)
 
     def _updated(self, entry: Entry, record: Record | None) -> None:
         row = self.links[self._address(entry).id]
         types = self.ctx.fields(self.kind).types
-        agreed: dict[str, tuple[Value, Value]] = {}
-        not_stored: list[str] = []
-        for name, step in entry.steps.items():
-            mine = entry.source.get(name)
-            theirs = step.value
-            if record is not None and name in record.values:
-                theirs = record.values[name]
-                if not same(types[name], theirs, step.value) and same(types[name], theirs, entry.before.get(name)):
-                    not_stored.append(name)
-            agreed[name] = (theirs, mine) if self.side is Side.LEFT else (mine, theirs)
-        state, reason = self._standing(row, not_stored)
+        returned = record.values if record is not None else {}
+        held = Half(entry.before, row.side(self.side).base)
+        agreed = confirmed(types, self.side, entry.steps, entry.source, held, returned)
+        ignored = not_stored(types, entry.steps, entry.before, returned)
+        state, reason = self._standing(row, ignored)
         seen = {self.side: record} if record is not None else {}
         is_marked = True if entry.operation.is_marking else None
         self.ctx.store.settle(row, agreed, seen, state=state, reason=reason, is_marked=is_marked, forget=entry.steps)
@@ -399,8 +386,8 @@ class _Batch:
                 decided=str(lost["rule"]), winner=Side(str(lost["winner"])), at=self.ctx.now(),
             )  # fmt: skip
 
-    def _standing(self, row: LinkRow, not_stored: Iterable[str]) -> tuple[LinkState, str]:
-        names = ", ".join(sorted(not_stored))
+    def _standing(self, row: LinkRow, ignored: Iterable[str]) -> tuple[LinkState, str]:
+        names = ", ".join(sorted(ignored))
         if names:
             return LinkState.EXCLUDED, f"accepted but not stored: {names}"
         if row.state is LinkState.PENDING:

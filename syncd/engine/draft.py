@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from syncd.core.base import agreed
 from syncd.core.guard import Census
 from syncd.core.mapping import show
 from syncd.core.match import Review, Suspect, keys_of, match, ref_key
-from syncd.core.merge import BY_PERSON, FieldConflict, Half, Merged, translated
+from syncd.core.merge import BY_PERSON, FieldConflict, Half, translated
 from syncd.core.model import RELATIONS, Address, Json, LinkState, Record, Side, Value
 from syncd.core.plan import Decision, Operation, Sighted, decide, payable, priced, welcome
 from syncd.engine.context import Context
@@ -317,23 +318,12 @@ def _end(ctx: Context, row: LinkRow, decision: Decision) -> None:
 
 def _settle_agreed(ctx: Context, row: LinkRow, decision: Decision) -> None:
     """Move the base for every field that needs no write, and remember how the link stands."""
-    merged: Merged = decision.merged
-    waiting = set(merged.to_left) | set(merged.to_right) | set(merged.held) | set(merged.blocked)
-    left = Half(row.left.record.values, row.left.base)
-    right = Half(row.right.record.values, row.right.base)
-    agreed: dict[str, tuple[Value, Value]] = {
-        name: (left.now(name), right.now(name))
-        for name in ctx.fields(row.kind).types
-        if name not in waiting and (left.says(name) or right.says(name))
-    }
-    # Where both speak of a field for the first time, the empty base is written down: it is what tells a side
-    # that holds nothing from one that never said anything, once its sighting is gone.
-    strange = {name for name in waiting if name not in left.base and name not in right.base}
-    agreed |= {name: (None, None) for name in strange if left.says(name) and right.says(name)}
+    left, right = (Half(each.record.values, each.base) for each in (row.left, row.right))
+    moved = agreed(ctx.fields(row.kind).types, left, right, decision.merged)
     state, reason = decision.state, decision.reason
     if decision.operations and state is LinkState.IN_STEP:
         state = LinkState.PENDING
-    ctx.store.settle(row, agreed, {}, state=state, reason=reason)
+    ctx.store.settle(row, moved, {}, state=state, reason=reason)
 
 
 def _note_conflicts(ctx: Context, row: LinkRow, decision: Decision) -> None:

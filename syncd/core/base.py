@@ -1,0 +1,90 @@
+"""How a base moves: what needs no write, what a write confirmed, what a create brought.
+
+Each answers with new halves, field -> (left half, right half). A half is what its side holds or
+returned, never what was sent; a field that still waits for a write, a lock or a person is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from syncd.core.mapping import same
+from syncd.core.merge import Half, Merged, Step
+from syncd.core.model import FieldType, Side, Value, Values, elements
+
+Halves: TypeAlias = dict[str, tuple[Value, Value]]
+
+
+def agreed(types: Mapping[str, FieldType], left: Half, right: Half, merged: Merged) -> Halves:
+    """The halves of every field on which a merge found nothing to wait for."""
+    waiting = {*merged.to_left, *merged.to_right, *merged.held, *merged.blocked}
+    found: Halves = {
+        name: (left.now(name), right.now(name))
+        for name in types
+        if name not in waiting and (left.says(name) or right.says(name))
+    }
+    # Where both speak of a field for the first time, the empty base is written down: it is what tells a side
+    # that holds nothing from one that never said anything, once its sighting is gone.
+    strange = {name for name in waiting if name not in left.base and name not in right.base}
+    return found | {name: (None, None) for name in strange if left.says(name) and right.says(name)}
+
+
+def confirmed(
+    types: Mapping[str, FieldType], to: Side, steps: Mapping[str, Step], source: Values, target: Half, returned: Values
+) -> Halves:
+    """The halves of what an update gave ``to``, of which ``target`` says what it held before.
+
+    What the answer does not tell is taken as given. Of a set, what the target itself added or took
+    off, and the source has yet to follow, is left as it was in the target's half: it must count as
+    moved still, or it would be lost where the source cannot be written now.
+    """
+    found: Halves = {}
+    for name, step in steps.items():
+        there, here = returned.get(name, step.value), source.get(name)
+        if types[name] is FieldType.SET and name in returned:
+            held, known, wanted = elements(target.now(name)), elements(target.base.get(name)), elements(here)
+            there = (elements(there) - (held - known - wanted) | (known - held) & wanted) or None
+        found[name] = _by_side(to, there, here)
+    return found
+
+
+def not_stored(types: Mapping[str, FieldType], steps: Mapping[str, Step], before: Values, returned: Values) -> set[str]:
+    """The fields of an update that the system accepted and left as they were."""
+    return {
+        name
+        for name, step in steps.items()
+        if name in returned
+        and not same(types[name], returned[name], step.value)
+        and same(types[name], returned[name], before.get(name))
+    }
+
+
+def founded(
+    types: Mapping[str, FieldType],
+    to: Side,
+    steps: Mapping[str, Step],
+    source: Values,
+    returned: Values,
+    shares: Mapping[str, str | None],
+) -> Halves:
+    """The halves of a link whose record on ``to`` was made of its source a moment ago.
+
+    ``shares`` names fields kept in one native field with another: what that one was given shows
+    in them too, and is no news. What was not stored, and what the system put there by itself, is
+    left to the next merge, against an empty base.
+    """
+    found: Halves = {}
+    for name, type_ in types.items():
+        mine, theirs = source.get(name), returned.get(name)
+        if name in steps and name not in returned:
+            found[name] = _by_side(to, steps[name].value, mine)
+        elif (name in steps and theirs is not None) or same(type_, mine, theirs) or shares.get(name) in steps:
+            found[name] = _by_side(to, theirs, mine)
+        elif name in source and name in returned:
+            found[name] = (None, None)
+    return found
+
+
+def _by_side(side: Side, there: Value, here: Value) -> tuple[Value, Value]:
+    return (there, here) if side is Side.LEFT else (here, there)
