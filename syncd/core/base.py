@@ -43,8 +43,10 @@ def confirmed(
     for name, step in steps.items():
         there, here = returned.get(name, step.value), source.get(name)
         if types[name] is FieldType.SET and name in returned:
-            held, known, wanted = elements(target.now(name)), elements(target.base.get(name)), elements(here)
-            there = (elements(there) - (held - known - wanted) | (known - held) & wanted) or None
+            given, wanted = elements(step.value), elements(here)
+            held, known = elements(target.now(name)), elements(target.base.get(name))
+            added, gone = (held & given) - known - wanted, (known & wanted) - held - given
+            there = (elements(there) - added | gone) or None
         found[name] = _by_side(to, there, here)
     return found
 

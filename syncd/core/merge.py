@@ -192,7 +192,7 @@ def _decide(name: str, type_: FieldType, left: Half, right: Half, policy: Policy
     if policy.flow is Flow.OFF or not (left.says(name) or right.says(name)):
         return _NOTHING
     on_left, on_right = left.now(name), right.now(name)
-    if left.says(name) and right.says(name) and same(type_, on_left, on_right):
+    if same(type_, on_left, on_right):
         return _NOTHING
     left_moved, right_moved = left.moved(name, type_), right.moved(name, type_)
     match policy.flow:
@@ -252,9 +252,9 @@ def _union(name: str, left: Half, right: Half) -> _Verdict:
     steps: dict[Side, Step] = {}
     for_left = (on_left | right_added) - (right_gone - left_added)
     for_right = (on_right | left_added) - (left_gone - right_added)
-    if for_left != on_left and left.says(name):
+    if for_left != on_left and not left.is_stranger(name):
         steps[Side.LEFT] = Step(for_left or None, "set merged")
-    if for_right != on_right and right.says(name):
+    if for_right != on_right and not right.is_stranger(name):
         steps[Side.RIGHT] = Step(for_right or None, "set merged")
     return _Verdict(steps)
 
