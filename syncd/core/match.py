@@ -141,26 +141,23 @@ def _evidence(
         for key in right.keys:
             by_key.setdefault(key, []).append(right.id)
     for left in lefts.values():
-        for key in sorted(left.keys, key=_strength):
+        for key in left.keys:
             for right_id in by_key.get(key, ()):
                 found.setdefault((left.id, right_id), []).append(_reason(key))
+    ranked = {pair: tuple(dict.fromkeys(sorted(reasons, key=_rank))) for pair, reasons in found.items()}
     return {
-        pair: tuple(sorted(reasons, key=_rank))
-        for pair, reasons in found.items()
-        if pair not in never and not _contradicts(lefts[pair[0]], rights[pair[1]], reasons)
+        pair: reasons
+        for pair, reasons in ranked.items()
+        if pair not in never and not (_is_weak(reasons) and _contradicts(lefts[pair[0]], rights[pair[1]]))
     }
 
 
-def _contradicts(left: Suspect, right: Suspect, reasons: Sequence[str]) -> bool:
-    """A shared weak key proves nothing where both are known by strong keys that differ, or by other marks."""
-    if any(_rank(reason) == 0 for reason in reasons):
-        return False
-    if _is_weak(reasons):
-        strong_left = {key for key in left.keys if not key.startswith(WEAK)}
-        strong_right = {key for key in right.keys if not key.startswith(WEAK)}
-        shared_sorts = {k.split(":")[0] for k in strong_left} & {k.split(":")[0] for k in strong_right}
-        return bool(shared_sorts) or right.linked_to is not None or left.linked_to is not None
-    return False
+def _contradicts(left: Suspect, right: Suspect) -> bool:
+    """A name proves nothing where one has its link already, or both are known by strong keys that differ."""
+    strong_left, strong_right = (
+        {key.split(":")[0] for key in each.keys if not key.startswith(WEAK)} for each in (left, right)
+    )
+    return bool(strong_left & strong_right) or right.linked_to is not None or left.linked_to is not None
 
 
 def _best(evidence: _Evidence, side: Side) -> _Ranked:
@@ -200,10 +197,6 @@ _RANKS: Final = {
 
 def _rank(reason: str) -> int:
     return _RANKS[reason]
-
-
-def _strength(key: str) -> int:
-    return _rank(_reason(key))
 
 
 def _is_weak(reasons: Sequence[str]) -> bool:
