@@ -50,6 +50,7 @@ from syncd.errors import (
 )
 from syncd.state import embedded, lease, migrate, pairs
 from syncd.state.journal import Journal
+from syncd.state.postgres import PostgresRows
 from syncd.state.store import Store
 
 PROPSTREET = "propstreet"
@@ -339,7 +340,8 @@ def _run(
     run_id = service.new_id()
     log = log.bind(run_id=run_id, reason=order.reason)
     started_at = service.now()
-    journal = Journal(Store(service.engine, held))
+    store = Store(PostgresRows(service.engine, held.pair), held)
+    journal = Journal(store)
     if order.reason == "backfill":
         order = replace(order, anew_before=journal.unfinished_backfill() or started_at)
     journal.begin_run(run_id, order.reason, started_at)
@@ -362,8 +364,7 @@ def _run(
             run_id=run_id,
             rules=rules,
             systems=systems,
-            store=Store(service.engine, held),
-            journal=journal,
+            store=store,
             now=service.now,
             new_id=service.new_id,
             log=log,

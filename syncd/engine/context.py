@@ -102,7 +102,6 @@ class Context:
     rules: PairRules
     systems: Mapping[Side, System]
     store: Store
-    journal: Journal
     now: Callable[[], datetime]
     new_id: Callable[[], str]
     log: Any
@@ -111,8 +110,11 @@ class Context:
     _fields: dict[str, Fields] = field(default_factory=dict)
     currency: str | None = None
     """The currency that the CRM's bare amounts are taken to be in: that of most projects' prices."""
+    journal: Journal = field(init=False)
+    """The same store's, so that links, bases and outcomes of a batch are committed together or not at all."""
 
     def __post_init__(self) -> None:
+        self.journal = Journal(self.store)
         # Before the first projects are pulled no currency is known, and their amounts count all the same.
         self.store.counts = {kind: self._types(kind) for kind in self.kinds}
         self.look_at_prices()

@@ -18,7 +18,8 @@ from syncd.core.guard import shrunken
 from syncd.core.model import Address, Record, Side
 from syncd.engine.context import Context, System
 from syncd.errors import HaltedError
-from syncd.state.store import FeedRow, Listing
+from syncd.state.rows import Listing
+from syncd.state.store import FeedRow
 
 DEEP_EVERY_SECONDS = 3_600.0
 #: A sweep may cost this many seconds of quiet for each call it takes, so that it stays a small share.

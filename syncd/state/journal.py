@@ -13,18 +13,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, Row, case, insert, select, update
+from sqlalchemy import Engine
 
 from syncd.core.mapping import freeze, show, thaw
 from syncd.core.merge import Step
-from syncd.core.model import KINDS, Address, Json, Side, Value, Values, Verb
+from syncd.core.model import Address, Json, Side, Value, Values, Verb
 from syncd.core.plan import Operation
 from syncd.errors import NotFoundError
-from syncd.state import schema as s
-from syncd.state.bulk import insert_many, one_of, update_many
+from syncd.state.postgres import find_plans, operations_of
+from syncd.state.rows import Row
 from syncd.state.store import Store
-
-_OPEN = ("intended", "sent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,147 +53,110 @@ def digest(values: Values, refs: Mapping[str, str]) -> str:
     return hashlib.sha256(told.encode()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A saved plan: whose, in which state, and the hash of what a person sees of it."""
+
+    id: str
+    pair: str
+    state: str
+    hash: str
+
+
 class Journal:
-    """The runs and plans of one pair; writes under the store's lease."""
+    """The runs and plans of one pair; writes under the store's lease, and in its transaction if one is open."""
 
     def __init__(self, store: Store):
         self._store = store
+        self._rows = store.rows
         self._pair = store.pair
 
     # --- runs -------------------------------------------------------------------------
 
     def begin_run(self, run_id: str, reason: str, at: datetime) -> None:
-        with self._store.transaction() as tx:
-            tx.execute(
-                insert(s.run).values(
-                    id=run_id,
-                    pair=self._pair,
-                    reason=reason,
-                    state="running",
-                    fence=self._store.lease.fence,
-                    started_at=at,
-                )
-            )
+        fence = self._store.lease.fence
+        with self._store.transaction():
+            self._rows.insert_run(
+                {"id": run_id, "pair": self._pair, "reason": reason, "state": "running", "fence": fence,
+                 "started_at": at}
+            )  # fmt: skip
 
     def end_run(
         self, run_id: str, state: str, at: datetime, counts: Mapping[str, Any], cost: Mapping[str, Any], message: str
     ) -> None:
-        with self._store.transaction() as tx:
-            tx.execute(
-                update(s.run)
-                .where(s.run.c.id == run_id)
-                .values(state=state, finished_at=at, counts=counts, cost=cost, message=message)
+        with self._store.transaction():
+            self._rows.update_run(
+                run_id, {"state": state, "finished_at": at, "counts": counts, "cost": cost, "message": message}
             )
 
     def unfinished_backfill(self) -> datetime | None:
         """When the backfill began that was cut off before it ended, if the last one was."""
-        with self._store.engine.connect() as tx:
-            rows = tx.execute(
-                select(s.run.c.state, s.run.c.started_at)
-                .where(s.run.c.pair == self._pair, s.run.c.reason == "backfill")
-                .order_by(s.run.c.started_at.desc())
-            ).all()
         began = None
-        for row in rows:
-            if row.state in ("done", "running"):
-                if row.state == "done":
-                    break
-                continue
-            began = row.started_at
+        for row in self._rows.backfills():
+            if row["state"] == "done":
+                break
+            if row["state"] != "running":
+                began = row["started_at"]
         return began
 
     # --- plans ------------------------------------------------------------------------
 
     def open_plan(self, plan_id: str, run_id: str, at: datetime) -> None:
         """Begin a plan. Plans of this pair that were open before are superseded."""
-        with self._store.transaction() as tx:
-            tx.execute(
-                update(s.plan)
-                .where(s.plan.c.pair == self._pair, s.plan.c.state == "open")
-                .values(state="discarded", ended_at=at)
-            )
-            tx.execute(
-                insert(s.plan).values(id=plan_id, pair=self._pair, run=run_id, hash="", state="open", made_at=at)
+        with self._store.transaction():
+            self._rows.discard_plans(at)
+            self._rows.insert_plan(
+                {"id": plan_id, "pair": self._pair, "run": run_id, "hash": "", "state": "open", "made_at": at}
             )
 
     def add(self, plan_id: str, entries: Sequence[Entry]) -> None:
-        with self._store.transaction() as tx:
-            insert_many(tx, s.operation, [_row(self._pair, plan_id, entry) for entry in entries])
-            self._store.grew("operation", len(entries))
+        with self._store.transaction():
+            self._rows.insert_operations([_row(self._pair, plan_id, entry) for entry in entries])
 
     def seal(self, plan_id: str, reasons: Sequence[str], counts: Mapping[str, Any]) -> str:
         """Give a plan its hash and the reasons for which it waits, if it does."""
         hasher = hashlib.sha256()
         for entry in self.entries(plan_id):
             hasher.update(json.dumps(describe(entry), sort_keys=True).encode())
-        with self._store.transaction() as tx:
-            tx.execute(
-                update(s.plan)
-                .where(s.plan.c.id == plan_id)
-                .values(hash=hasher.hexdigest(), reasons=list(reasons), counts=counts)
-            )
+        with self._store.transaction():
+            self._rows.update_plan(
+                plan_id, {"hash": hasher.hexdigest(), "reasons": list(reasons), "counts": counts}
+            )  # fmt: skip
         return hasher.hexdigest()
 
     def set_plan(self, plan_id: str, state: str, at: datetime | None = None) -> None:
-        with self._store.transaction() as tx:
-            tx.execute(update(s.plan).where(s.plan.c.id == plan_id).values(state=state, ended_at=at))
+        with self._store.transaction():
+            self._rows.update_plan(plan_id, {"state": state, "ended_at": at})
 
     def entries(self, plan_id: str, *, state: str | None = None) -> Iterator[Entry]:
         """All operations of a plan in the order in which they are applied, some at a time."""
-        yield from read_entries(self._store.engine, plan_id, state=state)
+        return map(entry_of, self._rows.operations(plan_id, state))
 
     def take(self, plan_id: str, kind: str, verb: Verb, side: Side, limit: int) -> list[Entry]:
         """The next operations of one sort that nobody sent yet."""
-        query = (
-            select(s.operation)
-            .where(
-                s.operation.c.plan == plan_id,
-                s.operation.c.kind == kind,
-                s.operation.c.verb == verb,
-                s.operation.c.side == side,
-                s.operation.c.state == "planned",
-            )
-            .order_by(s.operation.c.group_key, s.operation.c.id)
-            .limit(limit)
-        )
-        with self._store.engine.connect() as tx:
-            return [entry_of(row) for row in tx.execute(query)]
+        return [entry_of(row) for row in self._rows.planned(plan_id, kind, verb, side, limit)]
 
     def to_follow(self, plan_id: str, kind: str, side: Side, groups: Sequence[str]) -> list[Entry]:
         """Creates of one kind that nobody sent yet, of these groups."""
-        query = select(s.operation).where(
-            s.operation.c.plan == plan_id,
-            s.operation.c.kind == kind,
-            s.operation.c.verb == "create",
-            s.operation.c.side == side,
-            s.operation.c.state == "planned",
-            one_of(s.operation.c.group_key, groups),
-        )
-        with self._store.engine.connect() as tx:
-            return [entry_of(row) for row in tx.execute(query)]
+        return [entry_of(row) for row in self._rows.planned_creates(plan_id, kind, side, groups)]
 
     def lost(self) -> list[Entry]:
         """Operations that may have been sent by a run that did not live to see the answer."""
-        query = select(s.operation).where(s.operation.c.pair == self._pair, s.operation.c.state.in_(_OPEN))
-        with self._store.engine.connect() as tx:
-            return [entry_of(row) for row in tx.execute(query.order_by(s.operation.c.id))]
+        return [entry_of(row) for row in self._rows.open_operations()]
 
     def intend(self, entries: Sequence[Entry], at: datetime) -> None:
         """Write down, before sending, that these may from now on have taken effect."""
-        with self._store.transaction() as tx:
-            tx.execute(
-                update(s.operation)
-                .where(one_of(s.operation.c.id, [entry.id for entry in entries]))
-                .values(state="sent", sent_at=at)
-            )
+        with self._store.transaction():
+            self._rows.update_operations([{"id": each.id, "state": "sent", "sent_at": at} for each in entries])
 
     def close(self, ends: Sequence[tuple[Entry, str, str]], at: datetime) -> None:
         """How operations ended, (entry, state, outcome) each: ``done``, ``failed``, or ``dropped`` unsent."""
         if not ends:
             return
-        rows = [{"id": e.id, "state": state, "outcome": told, "settled_at": at} for e, state, told in ends]
-        with self._store.transaction() as tx:
-            update_many(tx, s.operation, rows)
+        with self._store.transaction():
+            self._rows.update_operations(
+                [{"id": e.id, "state": state, "outcome": told, "settled_at": at} for e, state, told in ends]
+            )
 
 
 def describe(entry: Entry) -> dict[str, Json]:
@@ -222,37 +183,17 @@ def _bare(op: Operation, side: Side) -> str | None:
     return op.source
 
 
-def find_plan(engine: Engine, plan_id: str) -> Row[Any]:
+def find_plan(engine: Engine, plan_id: str) -> Plan:
     """A saved plan by its id or an unambiguous beginning of it. Raises NotFoundError."""
-    with engine.connect() as tx:
-        rows = tx.execute(select(s.plan).where(s.plan.c.id.startswith(plan_id, autoescape=True)).limit(2)).all()
+    rows = find_plans(engine, plan_id)
     if len(rows) != 1:
         raise NotFoundError(f"no plan {plan_id!r}; syncd status names the plans that wait")
-    row: Row[Any] = rows[0]
-    return row
+    return Plan(rows[0]["id"], rows[0]["pair"], rows[0]["state"], rows[0]["hash"])
 
 
-def read_entries(engine: Engine, plan_id: str, *, state: str | None = None) -> Iterator[Entry]:
-    """All operations of a plan in the order in which they are applied, some at a time."""
-    position = case({kind: index for index, kind in enumerate(KINDS)}, value=s.operation.c.kind)
-    is_delete = case((s.operation.c.verb == "delete", 1), else_=0)
-    query = (
-        select(s.operation)
-        .where(s.operation.c.plan == plan_id)
-        .order_by(
-            is_delete,
-            case((s.operation.c.verb == "delete", -position), else_=position),
-            s.operation.c.verb,
-            s.operation.c.side.desc(),
-            s.operation.c.group_key,
-            s.operation.c.id,
-        )
-    )
-    if state is not None:
-        query = query.where(s.operation.c.state == state)
-    with engine.connect().execution_options(yield_per=500) as connection:
-        for row in connection.execute(query):
-            yield entry_of(row)
+def read_entries(engine: Engine, plan_id: str) -> Iterator[Entry]:
+    """All operations of a plan of any pair in the order in which they are applied, some at a time."""
+    return map(entry_of, operations_of(engine, plan_id))
 
 
 def _row(pair: str, plan_id: str, entry: Entry) -> dict[str, object]:
@@ -289,28 +230,29 @@ def _group(op: Operation) -> str:
     return op.refs.get("deal") or op.refs.get("contact") or parent or ""
 
 
-def entry_of(row: Row[Any]) -> Entry:
+def entry_of(row: Row) -> Entry:
     """A row of the table ``operation`` as the engine reads it."""
-    values: Mapping[str, Value] = thaw(row.steps)
-    target = Address(row.target_id, row.target_parent) if row.target_id is not None else None
+    values: Mapping[str, Value] = thaw(row["steps"])
+    rules, target_id = row["refs"]["rules"], row["target_id"]
     operation = Operation(
-        kind=row.kind,
-        verb=row.verb,
-        side=Side(row.side),
-        source=row.source_id,
-        target=target,
-        steps={name: Step(value, row.refs["rules"].get(name, "")) for name, value in values.items()},
-        refs=row.refs["ids"],
-        why=row.why,
-        is_marking=row.refs.get("marks", False),
+        kind=row["kind"],
+        verb=row["verb"],
+        side=Side(row["side"]),
+        source=row["source_id"],
+        target=Address(target_id, row["target_parent"]) if target_id is not None else None,
+        # By name: the database keeps the keys of JSON in an order of its own.
+        steps={name: Step(value, rules.get(name, "")) for name, value in sorted(values.items())},
+        refs=dict(sorted(row["refs"]["ids"].items())),
+        why=row["why"],
+        is_marking=row["refs"].get("marks", False),
     )
     return Entry(
         operation=operation,
-        key=row.idempotency_key,
-        before=thaw(row.before),
-        source=thaw(row.source),
-        precondition=row.precondition,
-        conflicts=row.conflicts,
-        id=row.id,
-        state=row.state,
+        key=row["idempotency_key"],
+        before=thaw(row["before"]),
+        source=thaw(row["source"]),
+        precondition=row["precondition"],
+        conflicts=row["conflicts"],
+        id=row["id"],
+        state=row["state"],
     )

@@ -20,7 +20,7 @@ from syncd.engine.run import Order, execute, execute_plan
 from syncd.errors import HaltedError, SyncdError
 from syncd.state import lease, pairs
 from syncd.state import schema as s
-from syncd.state.journal import Journal
+from syncd.state.postgres import PostgresRows
 from syncd.state.store import Store
 from syncd.testing.memory import MemoryConnector, MemorySystem
 
@@ -65,7 +65,7 @@ class World:
         return f"id-{next(self.serial):08d}"
 
     def context(self, held: lease.Lease, *, is_dry: bool = False, only: frozenset[str] | None = None) -> Context:
-        store = Store(self.engine, held)
+        store = Store(PostgresRows(self.engine, held.pair), held)
         systems: dict[Side, System] = {}
         for side, system in ((Side.LEFT, self.hub), (Side.RIGHT, self.crm)):
             patience = Patience(self.clock, self.clock.sleep, Random(1))
@@ -80,7 +80,6 @@ class World:
             rules=PairRules(self.kinds, self.limits, visits=self.visits, only=only, limit=self.limit),
             systems=systems,
             store=store,
-            journal=Journal(store),
             now=self.clock,
             new_id=self.new_id,
             log=structlog.get_logger(),

@@ -13,6 +13,7 @@ from syncd.errors import ConfigError, LeaseLostError, NotFoundError
 from syncd.state import lease, pairs
 from syncd.state import schema as s
 from syncd.state.journal import Journal
+from syncd.state.postgres import PostgresRows
 from syncd.state.store import Store
 
 NOW = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
@@ -23,6 +24,10 @@ LATER = NOW + timedelta(seconds=lease.TTL_SECONDS + 1)
 def pair(engine: Engine) -> str:
     pairs.register(engine, tenant="t", name="crm", connector="c", namespace="crm", config_hash="1", at=NOW)
     return "t/crm"
+
+
+def store(engine: Engine, held: lease.Lease) -> Store:
+    return Store(PostgresRows(engine, held.pair), held)
 
 
 def taken(engine: Engine, pair: str, holder: str, at: datetime = NOW) -> lease.Lease:
@@ -43,18 +48,17 @@ def test_a_worker_that_lost_its_lease_commits_nothing_more(engine: Engine, pair:
     """The fencing token is compared inside the transaction that would commit."""
     slow = taken(engine, pair, "slow")
     taken(engine, pair, "fast", LATER)
-    with pytest.raises(LeaseLostError), Store(engine, slow).transaction() as tx:
-        tx.execute(insert(s.tenant).values(name="x", config_hash="", seen_at=NOW))
+    with pytest.raises(LeaseLostError):
+        store(engine, slow).advance(Side.LEFT, "deal", "", ["2026-11-20T10:00:00Z"])
     with pytest.raises(LeaseLostError):
         lease.renew(engine, slow, LATER)
     with engine.connect() as tx:
-        assert tx.execute(text("SELECT count(*) FROM tenant WHERE name = 'x'")).scalar() == 0
+        assert tx.execute(text("SELECT count(*) FROM feed")).scalar() == 0
 
 
 def test_a_takeover_waits_for_a_commit_in_hand(engine: Engine, pair: str) -> None:
     """While one worker commits, the lease cannot change under it."""
-    store = Store(engine, taken(engine, pair, "one"))
-    with store.transaction(), engine.connect() as other:
+    with store(engine, taken(engine, pair, "one")).transaction(), engine.connect() as other:
         other.execute(text("SET lock_timeout = '100ms'"))
         with pytest.raises(DBAPIError):
             other.execute(text("UPDATE pair SET fence = fence + 1"))
@@ -62,8 +66,8 @@ def test_a_takeover_waits_for_a_commit_in_hand(engine: Engine, pair: str) -> Non
 
 def test_a_run_left_behind_is_marked_as_abandoned(engine: Engine, pair: str) -> None:
     """One running run per pair: the next holder ends its predecessor's."""
-    Journal(Store(engine, taken(engine, pair, "one"))).begin_run("r1", "run", NOW)
-    Journal(Store(engine, taken(engine, pair, "two", LATER))).begin_run("r2", "run", LATER)
+    Journal(store(engine, taken(engine, pair, "one"))).begin_run("r1", "run", NOW)
+    Journal(store(engine, taken(engine, pair, "two", LATER))).begin_run("r2", "run", LATER)
     with engine.connect() as tx:
         states = {row.id: row.state for row in tx.execute(text("SELECT id, state FROM run"))}
     assert states == {"r1": "abandoned", "r2": "running"}
@@ -81,10 +85,10 @@ def test_one_record_has_one_link(engine: Engine, pair: str) -> None:
 
 def test_a_watermark_never_goes_back(engine: Engine, pair: str) -> None:
     """Neither the store nor anybody's SQL can move it back."""
-    store = Store(engine, taken(engine, pair, "one"))
-    store.advance(Side.LEFT, "deal", "", ["2026-11-20T10:00:00.1234567Z"])
-    store.advance(Side.LEFT, "deal", "", ["2026-11-20T09:00:00Z", None])
-    assert store.feed(Side.LEFT, "deal").watermark == "2026-11-20T10:00:00.1234567Z"
+    held = store(engine, taken(engine, pair, "one"))
+    held.advance(Side.LEFT, "deal", "", ["2026-11-20T10:00:00.1234567Z"])
+    held.advance(Side.LEFT, "deal", "", ["2026-11-20T09:00:00Z", None])
+    assert held.feed(Side.LEFT, "deal").watermark == "2026-11-20T10:00:00.1234567Z"
     with pytest.raises(DBAPIError, match="never goes back"), engine.begin() as tx:
         tx.execute(text("UPDATE feed SET watermark_at = '2026-11-20T09:00:00Z'"))
 

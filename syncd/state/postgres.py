@@ -1,0 +1,665 @@
+"""The rows of one pair in PostgreSQL. What is asked of them, and what is done with them, is the store's business."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    Engine,
+    Text,
+    and_,
+    case,
+    column,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    table,
+    tuple_,
+    union_all,
+    update,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects.postgresql import insert as upsert
+
+from syncd.core.model import KINDS, Address, LinkState, Side, Verb
+from syncd.state import schema as s
+from syncd.state.bulk import insert_many, one_of, update_many, upsert_many
+from syncd.state.lease import Lease, prove
+from syncd.state.rows import Joined, Listing, Place, Row
+
+#: From so many new rows on the database is told to look at a table again.
+ANALYZED = 2_000
+#: Lives only in the connection of a listing, so it is no part of the schema.
+_listed = table("listed", column("id", Text))
+_EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+
+
+class PostgresRows:
+    """Fulfils ``Rows``. Reads inside a transaction see what it wrote; others take a connection each."""
+
+    def __init__(self, engine: Engine, pair: str):
+        self.engine = engine
+        self.pair = pair
+        self._tx: Connection | None = None
+        self._added: Counter[str] = Counter()
+        self._known_size: dict[str, int] = {}
+
+    @contextmanager
+    def transaction(self, lease: Lease) -> Iterator[None]:
+        if self._tx is not None:
+            yield
+            return
+        with self.engine.begin() as tx:
+            prove(tx, lease)
+            self._tx = tx
+            try:
+                yield
+            finally:
+                self._tx = None
+        self._tell_planner()
+
+    def _tell_planner(self) -> None:
+        """Gather statistics of a table each time it has doubled.
+
+        The server looks by itself once a minute; until then a backfill into empty tables runs on
+        plans that were made for empty tables.
+        """
+        for name, count in self._added.items():
+            if count >= max(ANALYZED, 2 * self._known_size.get(name, 0)):
+                self._known_size[name] = count
+                with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                    connection.exec_driver_sql(f"ANALYZE {name}")
+
+    @property
+    def _writing(self) -> Connection:
+        if self._tx is None:
+            raise RuntimeError("rows are written inside a transaction, which proves the lease")
+        return self._tx
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        if self._tx is not None:
+            yield self._tx
+        else:
+            with self.engine.connect() as connection:
+                yield connection
+
+    def _all(self, statement: Any) -> list[Row]:
+        with self._reading() as tx:
+            return _fetched(tx, statement)
+
+    # --- feeds ------------------------------------------------------------------------
+
+    def feeds(self, side: Side, kind: str, parents: Collection[str]) -> list[Row]:
+        return self._all(
+            select(s.feed).where(
+                s.feed.c.pair == self.pair, s.feed.c.side == side, s.feed.c.kind == kind,
+                one_of(s.feed.c.parent, parents),
+            )
+        )  # fmt: skip
+
+    def save_feeds(self, rows: Sequence[Row]) -> None:
+        upsert_many(self._writing, s.feed, rows)
+
+    def parents(
+        self,
+        side: Side,
+        child: str,
+        plan_id: str | None,
+        *,
+        visited_before: datetime | None,
+        closed_before: datetime | None,
+        after: Place | None,
+        limit: int,
+    ) -> list[Row]:
+        kind = "contact" if child == "employment" else "deal"
+        own_id, facts = _own(s.link, side, "id"), _own(s.link, side, "facts")
+        gone = exists().where(*self._seen(side, kind), s.sighting.c.id == own_id, s.sighting.c.is_deleted)
+        linked = select(own_id.label("id"), facts["locked"].has_key("*").label("is_closed")).where(
+            *self._of(s.link, kind), ~gone
+        )
+        planned = select(s.operation.c.source_id, literal(False)).where(*_creates(plan_id, kind, side.other))
+        known, feed = linked.union(planned).subquery(), s.feed.c
+        is_own = and_(
+            feed.pair == self.pair, feed.side == side, feed.kind == child, feed.parent == known.c.id
+        )  # fmt: skip
+        below, seen = s.link.alias("below"), s.sighting.alias("seen")
+        has_children = or_(
+            exists().where(*self._of(below, child), _own(below, side, "parent") == known.c.id),
+            exists().where(*self._of(seen, child), seen.c.side == side, seen.c.parent == known.c.id),
+        )
+        order = (known.c.is_closed, func.coalesce(feed.visited_at, _EPOCH), known.c.id)
+        statement = select(
+            known.c.id, feed.watermark, known.c.is_closed, has_children.label("has_children"),
+            order[1].label("visited_at"),
+        ).outerjoin(s.feed, is_own)  # fmt: skip
+        if visited_before is not None:
+            statement = statement.where(or_(feed.visited_at.is_(None), feed.visited_at < visited_before))
+        if closed_before is not None:
+            statement = statement.where(
+                or_(~known.c.is_closed, feed.visited_at.is_(None), feed.visited_at < closed_before)
+            )
+        if after is not None:
+            statement = statement.where(tuple_(*order) > tuple_(*(literal(each) for each in after)))
+        return self._all(statement.order_by(*order).limit(limit))
+
+    def holders(self, side: Side, kind: str, key: str, ids: Collection[str]) -> list[Address]:
+        own_id, own_parent, facts = (_own(s.link, side, each) for each in ("id", "parent", "facts"))
+        linked = select(own_id.label("id"), own_parent.label("parent")).where(
+            *self._of(s.link, kind), one_of(facts["opaque"][key].astext, ids)
+        )
+        seen = select(s.sighting.c.id, s.sighting.c.parent).where(
+            *self._seen(side, kind), one_of(s.sighting.c.facts["opaque"][key].astext, ids)
+        )
+        return _addresses(self._all(linked.union(seen)))
+
+    # --- sightings --------------------------------------------------------------------
+
+    def sightings(self, side: Side, kind: str, ids: Collection[str]) -> list[Row]:
+        return _by_id(self._all(select(s.sighting).where(*self._seen(side, kind, ids)))) if ids else []
+
+    def unmatched(self, side: Side, kind: str, after: str, limit: int) -> list[Row]:
+        return self._all(
+            select(s.sighting)
+            .where(
+                *self._seen(side, kind),
+                ~s.sighting.c.is_linked,
+                s.sighting.c.state == "new",
+                s.sighting.c.id > after,
+            )
+            .order_by(s.sighting.c.id)
+            .limit(limit)
+        )
+
+    def retired(self, side: Side, kind: str) -> list[Row]:
+        return _by_id(self._all(select(s.sighting).where(*self._seen(side, kind), s.sighting.c.state == "retired")))
+
+    def merged_away(self, side: Side, kind: str) -> list[tuple[str, str]]:
+        merged_into = s.sighting.c.facts["merged_into"].astext
+        rows = self._all(
+            select(s.sighting.c.id, merged_into.label("survivor")).where(
+                *self._seen(side, kind), s.sighting.c.is_deleted, merged_into.is_not(None)
+            )
+        )
+        return [(row["id"], row["survivor"]) for row in _by_id(rows)]
+
+    def save_sightings(self, rows: Sequence[Row]) -> None:
+        upsert_many(self._writing, s.sighting, rows)
+        self._added["sighting"] += len(rows)
+
+    def update_sightings(self, side: Side, kind: str, ids: Collection[str], changes: Row) -> None:
+        if ids:
+            differs = or_(*(s.sighting.c[name] != value for name, value in changes.items()))
+            self._writing.execute(update(s.sighting).where(*self._seen(side, kind, ids), differs).values(changes))
+
+    def drop_sightings(self, side: Side, kind: str, ids: Collection[str], *, only_gone: bool = False) -> None:
+        if ids:
+            gone = (s.sighting.c.is_deleted,) if only_gone else ()
+            self._writing.execute(delete(s.sighting).where(*self._seen(side, kind, ids), *gone))
+
+    def wake(self, side: Side, kinds: Collection[str], keys: Collection[str]) -> None:
+        def is_waiting(of: Any) -> Any:
+            return and_(
+                of.c.pair == self.pair, one_of(of.c.kind, kinds), of.c.side == side,
+                ~of.c.is_linked, of.c.state == "waiting",
+            )  # fmt: skip
+
+        # Mostly nothing waits, which one look at an index shows; the keys are looked up only then.
+        anything = exists().where(is_waiting(s.sighting.alias("waiting")))
+        named = _overlaps(s.sighting.c["keys"], keys)
+        self._writing.execute(
+            update(s.sighting).where(anything, is_waiting(s.sighting), named).values(state="new", reason="")
+        )
+
+    # --- links ------------------------------------------------------------------------
+
+    def links(self, side: Side, kind: str, ids: Collection[str]) -> list[Row]:
+        if not ids:
+            return []
+        return _by_id(
+            self._all(select(s.link).where(*self._of(s.link, kind), one_of(_own(s.link, side, "id"), ids)))
+        )  # fmt: skip
+
+    def link(self, link_id: int) -> Row | None:
+        return next(iter(self._all(select(s.link).where(s.link.c.id == link_id))), None)
+
+    def linked(self, side: Side, kind: str, ids: Collection[str]) -> list[Joined]:
+        if not ids:
+            return []
+        left, right = s.sighting.alias("l"), s.sighting.alias("r")
+        statement = self._joined(kind, left, right, is_linked=False)
+        found = self._read_joined(statement.where(one_of(_own(s.link, side, "id"), ids)))
+        return sorted(found, key=lambda each: int(each.link["id"]))
+
+    def unsettled(self, kind: str, after: int, limit: int, at: datetime, *, with_marks: bool) -> list[Joined]:
+        left, right = s.sighting.alias("l"), s.sighting.alias("r")
+        conditions: list[Any] = [left.c.id.is_not(None), right.c.id.is_not(None)]
+        if with_marks:
+            conditions.append(~s.link.c.is_marked)
+        return self._read_joined(
+            self._joined(kind, left, right, is_linked=True)
+            .where(s.link.c.id > after, or_(*conditions))
+            .where(s.link.c.state != LinkState.DEAD)
+            .where(or_(s.link.c.next_attempt_at.is_(None), s.link.c.next_attempt_at <= at))
+            .order_by(s.link.c.id)
+            .limit(limit)
+        )
+
+    def _joined(self, kind: str, left: Any, right: Any, *, is_linked: bool) -> Any:
+        """Links with what was seen of both sides; with ``is_linked`` only sightings that know of their link."""
+
+        def seen(alias: Any, side: Side) -> Any:
+            known = (alias.c.is_linked,) if is_linked else ()
+            return and_(*self._of(alias, kind), alias.c.side == side, alias.c.id == _own(s.link, side, "id"), *known)
+
+        return (
+            select(s.link, *_labelled(left, "l_"), *_labelled(right, "r_"))
+            .outerjoin(left, seen(left, Side.LEFT))
+            .outerjoin(right, seen(right, Side.RIGHT))
+            .where(*self._of(s.link, kind))
+        )
+
+    def _read_joined(self, statement: Any) -> list[Joined]:
+        with self._reading() as tx:
+            rows = [tuple(row) for row in tx.execute(statement)]
+        own, each = len(_LINK), len(_SIGHTING)
+        return [
+            Joined(
+                dict(zip(_LINK, row[:own], strict=True)),
+                _sighted(row[own : own + each]),
+                _sighted(row[own + each :]),
+            )
+            for row in rows
+        ]
+
+    def counterparts(self, kind: str, side: Side, ids: Collection[str]) -> dict[str, str]:
+        if not ids:
+            return {}
+        own_id, other_id = _own(s.link, side, "id"), _own(s.link, side.other, "id")
+        with self._reading() as tx:
+            rows = tx.execute(select(own_id, other_id).where(*self._of(s.link, kind), one_of(own_id, ids))).all()
+        return {row[0]: row[1] for row in rows}
+
+    def insert_links(self, rows: Sequence[Row]) -> None:
+        insert_many(self._writing, s.link, rows)
+        self._added["link"] += len(rows)
+
+    def update_links(self, rows: Sequence[Row]) -> None:
+        update_many(self._writing, s.link, rows)
+
+    def delete_links(self, kind: str, left_ids: Collection[str], right_ids: Collection[str]) -> list[Row]:
+        statement = delete(s.link).where(
+            *self._of(s.link, kind), or_(one_of(s.link.c.left_id, left_ids), one_of(s.link.c.right_id, right_ids))
+        )
+        return _fetched(self._writing, statement.returning(s.link.c.left_id, s.link.c.right_id))
+
+    def move_children(self, side: Side, child: str, old: str, new: str) -> None:
+        parent = _own(s.link, side, "parent")
+        self._writing.execute(
+            update(s.link).where(*self._of(s.link, child), parent == old).values({f"{side}_parent": new})
+        )
+        self._writing.execute(
+            delete(s.sighting).where(
+                *self._seen(side, child), s.sighting.c.parent == old, ~s.sighting.c.is_linked
+            )
+        )  # fmt: skip
+
+    # --- both -------------------------------------------------------------------------
+
+    def known_children(self, side: Side, kind: str, parents: Collection[str]) -> list[tuple[Address, bool]]:
+        own_id, own_parent = _own(s.link, side, "id"), _own(s.link, side, "parent")
+        linked = select(literal(0).label("turn"), own_id.label("id"), own_parent.label("parent"), literal(False)).where(
+            *self._of(s.link, kind), one_of(own_parent, parents)
+        )
+        seen = select(literal(1), s.sighting.c.id, s.sighting.c.parent, s.sighting.c.is_deleted).where(
+            *self._seen(side, kind), one_of(s.sighting.c.parent, parents)
+        )
+        with self._reading() as tx:
+            rows = sorted((row[0], row[1], row[2], row[3]) for row in tx.execute(union_all(linked, seen)))
+        return [(Address(id_, parent), is_gone) for _, id_, parent, is_gone in rows]
+
+    def count_known(self, side: Side, kind: str) -> int:
+        linked = select(func.count()).select_from(s.link).where(*self._of(s.link, kind))
+        alone = select(func.count()).select_from(s.sighting).where(*self._seen(side, kind), ~s.sighting.c.is_linked)
+        with self._reading() as tx:
+            return int(tx.execute(linked).scalar_one() + tx.execute(alone).scalar_one())
+
+    def count_links(self) -> dict[str, int]:
+        with self._reading() as tx:
+            rows = tx.execute(
+                select(s.link.c.kind, func.count()).where(s.link.c.pair == self.pair).group_by(s.link.c.kind)
+            ).all()
+        return {row[0]: row[1] for row in rows}
+
+    @contextmanager
+    def listing(self, side: Side, kind: str) -> Iterator[Listing]:
+        with self.engine.connect() as connection:
+            connection.exec_driver_sql("CREATE TEMP TABLE IF NOT EXISTS listed (id text PRIMARY KEY)")
+            connection.exec_driver_sql("TRUNCATE listed")
+            yield _Listing(connection, self, side, kind)
+            connection.rollback()
+
+    def alike(
+        self, side: Side, kind: str, ids: Collection[str], marks: Collection[str], keys: Collection[str]
+    ) -> list[Row]:
+        sighting = s.sighting.c
+        return _by_id(
+            self._all(
+                select(sighting.id, sighting["keys"], sighting.mark).where(
+                    *self._seen(side, kind),
+                    ~sighting.is_linked,
+                    sighting.state != "retired",
+                    or_(one_of(sighting.id, ids), one_of(sighting.mark, marks), _overlaps(sighting["keys"], keys)),
+                )
+            )
+        )
+
+    def linked_alike(self, side: Side, kind: str, ids: Collection[str], keys: Collection[str]) -> list[Row]:
+        own_id, own_keys, other_id = (
+            _own(s.link, side, "id"),
+            _own(s.link, side, "keys"),
+            _own(s.link, side.other, "id"),
+        )
+        partner = s.sighting.alias("partner")
+        is_gone = exists().where(
+            *self._of(partner, kind), partner.c.side == side.other, partner.c.id == other_id, partner.c.is_deleted
+        )
+        return _by_id(
+            self._all(
+                select(
+                    own_id.label("id"), own_keys.label("keys"), other_id.label("other_id"),
+                    is_gone.label("is_other_gone"),
+                ).where(*self._of(s.link, kind), or_(one_of(own_id, ids), _overlaps(own_keys, keys)))
+            )
+        )  # fmt: skip
+
+    def linked_keys(self, side: Side, kind: str, keys: Collection[str]) -> set[str]:
+        own_keys = _own(s.link, side, "keys")
+        with self._reading() as tx:
+            rows = tx.execute(select(own_keys).where(*self._of(s.link, kind), _overlaps(own_keys, keys))).scalars()
+            return {key for found in rows for key in found if key in keys}
+
+    def currency(self, of: Literal["shared", "linked", "sighted"]) -> str | None:
+        ours = s.link.c.left_base["amount"]["currency"].astext
+        theirs = s.link.c.right_base["amount"]["amount"].astext
+        seen = s.sighting.c["values"]["amount"]["currency"].astext
+        match of:
+            case "shared":
+                look = select(ours.label("currency")).where(
+                    *self._of(s.link, "deal"), ours.is_not(None), theirs.is_not(None)
+                )
+            case "linked":
+                look = select(ours.label("currency")).where(*self._of(s.link, "deal"), ours.is_not(None))
+            case "sighted":
+                look = select(seen.label("currency")).where(*self._seen(Side.LEFT, "deal"), seen.is_not(None))
+        each = look.subquery()
+        count = select(each.c.currency, func.count()).group_by(each.c.currency)
+        with self._reading() as tx:
+            row = tx.execute(count.order_by(func.count().desc(), each.c.currency).limit(1)).first()
+        return str(row[0]) if row is not None else None
+
+    # --- reviews, conflicts, the change log -------------------------------------------
+
+    def open_review(self, side: Side, kind: str, record_id: str, candidates: Sequence[Any], at: datetime) -> None:
+        self._writing.execute(
+            upsert(s.match_review)
+            .values(
+                pair=self.pair, kind=kind, side=side, record_id=record_id, candidates=candidates, opened_at=at,
+            )
+            .on_conflict_do_update(
+                index_elements=["pair", "kind", "side", "record_id"],
+                index_where=s.match_review.c.answered_at.is_(None),
+                set_={"candidates": candidates},
+                where=s.match_review.c.candidates != sql_cast(candidates, s.match_review.c.candidates.type),
+            )
+        )  # fmt: skip
+
+    def close_reviews(self, side: Side, kind: str, ids: Collection[str], at: datetime) -> None:
+        self._writing.execute(
+            update(s.match_review)
+            .where(
+                *self._of(s.match_review, kind),
+                s.match_review.c.side == side,
+                one_of(s.match_review.c.record_id, ids),
+                s.match_review.c.answered_at.is_(None),
+            )
+            .values(answered_at=at)
+        )
+
+    def answered(self, kind: str, answers: Collection[str]) -> list[Row]:
+        review = s.match_review
+        return _by_id(self._all(select(review).where(*self._of(review, kind), review.c.answer.in_(list(answers)))))
+
+    def chosen(self, kind: str) -> list[Row]:
+        review, own, other = s.match_review.c, s.sighting.alias("own"), s.sighting.alias("other")
+
+        def is_alone(alias: Any, side: Any, id_: Any) -> Any:
+            return and_(*self._of(alias, kind), alias.c.side == side, alias.c.id == id_, ~alias.c.is_linked)
+
+        other_side = case((review.side == Side.LEFT, str(Side.RIGHT)), else_=str(Side.LEFT))
+        return _by_id(
+            self._all(
+                select(s.match_review)
+                .join(own, is_alone(own, review.side, review.record_id))
+                .join(other, is_alone(other, other_side, review.answered_with))
+                .where(*self._of(s.match_review, kind), review.answer == "same")
+            )
+        )
+
+    def open_conflicts(self, kind: str, left_id: str, right_id: str) -> list[Row]:
+        return _by_id(
+            self._all(
+                select(s.conflict).where(
+                    *self._of(s.conflict, kind),
+                    s.conflict.c.left_id == left_id,
+                    s.conflict.c.right_id == right_id,
+                    s.conflict.c.settled_at.is_(None),
+                )
+            )
+        )
+
+    def insert_conflict(self, row: Row) -> None:
+        self._writing.execute(insert(s.conflict).values(row))
+
+    def update_conflicts(self, ids: Collection[int], changes: Row) -> None:
+        if ids:
+            self._writing.execute(update(s.conflict).where(one_of(s.conflict.c.id, ids)).values(changes))
+
+    def insert_changes(self, rows: Sequence[Row]) -> None:
+        insert_many(self._writing, s.change_log, rows)
+
+    # --- runs, plans, operations ------------------------------------------------------
+
+    def insert_run(self, row: Row) -> None:
+        self._writing.execute(insert(s.run).values(row))
+
+    def update_run(self, run_id: str, changes: Row) -> None:
+        self._writing.execute(update(s.run).where(s.run.c.id == run_id).values(changes))
+
+    def backfills(self) -> list[Row]:
+        return self._all(
+            select(s.run)
+            .where(s.run.c.pair == self.pair, s.run.c.reason == "backfill")
+            .order_by(s.run.c.started_at.desc(), s.run.c.id)
+        )
+
+    def insert_plan(self, row: Row) -> None:
+        self._writing.execute(insert(s.plan).values(row))
+
+    def update_plan(self, plan_id: str, changes: Row) -> None:
+        self._writing.execute(update(s.plan).where(s.plan.c.id == plan_id).values(changes))
+
+    def discard_plans(self, at: datetime) -> None:
+        self._writing.execute(
+            update(s.plan)
+            .where(s.plan.c.pair == self.pair, s.plan.c.state == "open")
+            .values(state="discarded", ended_at=at)
+        )
+
+    def insert_operations(self, rows: Sequence[Row]) -> None:
+        insert_many(self._writing, s.operation, rows)
+        self._added["operation"] += len(rows)
+
+    def update_operations(self, rows: Sequence[Row]) -> None:
+        update_many(self._writing, s.operation, rows)
+
+    def operations(self, plan_id: str, state: str | None) -> Iterator[Row]:
+        return operations_of(self.engine, plan_id, state)
+
+    def planned(self, plan_id: str, kind: str, verb: Verb, side: Side, limit: int) -> list[Row]:
+        return self._all(
+            select(s.operation)
+            .where(*_planned(plan_id, kind, verb, side))
+            .order_by(s.operation.c.group_key, s.operation.c.id)
+            .limit(limit)
+        )
+
+    def planned_creates(self, plan_id: str, kind: str, side: Side, groups: Collection[str]) -> list[Row]:
+        return _by_id(
+            self._all(
+                select(s.operation).where(
+                    *_planned(plan_id, kind, "create", side), one_of(s.operation.c.group_key, groups)
+                )
+            )
+        )
+
+    def open_operations(self) -> list[Row]:
+        return self._all(
+            select(s.operation)
+            .where(s.operation.c.pair == self.pair, s.operation.c.state.in_(["intended", "sent"]))
+            .order_by(s.operation.c.id)
+        )
+
+    def planned_sources(self, plan_id: str, kind: str, side: Side, ids: Collection[str]) -> set[str]:
+        if not ids:
+            return set()
+        source = s.operation.c.source_id
+        with self._reading() as tx:
+            return set(tx.execute(select(source).where(*_creates(plan_id, kind, side), one_of(source, ids))).scalars())
+
+    def planned_refs(self, plan_id: str, kind: str, side: Side, ref_kind: str, refs: Collection[str]) -> set[str]:
+        ref = s.operation.c.refs["ids"][ref_kind].astext
+        with self._reading() as tx:
+            return set(tx.execute(select(ref).where(*_creates(plan_id, kind, side), one_of(ref, refs))).scalars())
+
+    # --- conditions -------------------------------------------------------------------
+
+    def _of(self, source: Any, kind: str) -> tuple[Any, ...]:
+        return (source.c.pair == self.pair, source.c.kind == kind)
+
+    def _seen(self, side: Side, kind: str, ids: Collection[str] | None = None) -> tuple[Any, ...]:
+        at = (s.sighting.c.pair == self.pair, s.sighting.c.side == side, s.sighting.c.kind == kind)
+        return at if ids is None else (*at, one_of(s.sighting.c.id, ids))
+
+
+class _Listing:
+    """A temporary table of ids."""
+
+    def __init__(self, connection: Connection, rows: PostgresRows, side: Side, kind: str):
+        self._connection = connection
+        self._rows, self._side, self._kind = rows, side, kind
+
+    def add(self, ids: Sequence[str]) -> None:
+        if ids:
+            self._connection.exec_driver_sql(
+                "INSERT INTO listed SELECT unnest(%(ids)s::text[]) ON CONFLICT DO NOTHING", {"ids": list(ids)}
+            )
+
+    def missing(self) -> list[Address]:
+        own_id, own_parent = _own(s.link, self._side, "id"), _own(s.link, self._side, "parent")
+        seen = self._rows._seen(self._side, self._kind)
+        found = self._connection.execute(
+            select(own_id, own_parent)
+            .where(*self._rows._of(s.link, self._kind))
+            .where(own_id.not_in(select(_listed.c.id)))
+            .where(~exists().where(*seen, s.sighting.c.id == own_id, s.sighting.c.is_deleted))
+        )
+        return sorted((Address(*row) for row in found), key=lambda each: each.id)
+
+
+def find_plans(engine: Engine, beginning: str) -> list[Row]:
+    """Two plans of any pair whose ids begin so, or as many as there are."""
+    with engine.connect() as tx:
+        found = tx.execute(select(s.plan).where(s.plan.c.id.startswith(beginning, autoescape=True)).limit(2))
+        return [dict(row) for row in found.mappings()]
+
+
+def operations_of(engine: Engine, plan_id: str, state: str | None = None) -> Iterator[Row]:
+    """All operations of a plan in the order in which they are applied, some at a time."""
+    position = case({kind: index for index, kind in enumerate(KINDS)}, value=s.operation.c.kind)
+    is_delete = case((s.operation.c.verb == "delete", 1), else_=0)
+    query = (
+        select(s.operation)
+        .where(s.operation.c.plan == plan_id)
+        .order_by(
+            is_delete,
+            case((s.operation.c.verb == "delete", -position), else_=position),
+            s.operation.c.verb,
+            s.operation.c.side.desc(),
+            s.operation.c.group_key,
+            s.operation.c.id,
+        )
+    )
+    if state is not None:
+        query = query.where(s.operation.c.state == state)
+    with engine.connect().execution_options(yield_per=500) as connection:
+        for row in connection.execute(query).mappings():
+            yield dict(row)
+
+
+_LINK = tuple(each.name for each in s.link.c)
+_SIGHTING = tuple(each.name for each in s.sighting.c)
+_SIGHTED_ID = _SIGHTING.index("id")
+
+
+def _fetched(tx: Connection, statement: Any) -> list[Row]:
+    result = tx.execute(statement)
+    names = tuple(result.keys())
+    return [dict(zip(names, row, strict=True)) for row in result]
+
+
+def _sighted(row: tuple[Any, ...]) -> Row | None:
+    return dict(zip(_SIGHTING, row, strict=True)) if row[_SIGHTED_ID] is not None else None
+
+
+def _own(source: Any, side: Side, name: str) -> Any:
+    return source.c[f"{side}_{name}"]
+
+
+def _labelled(source: Any, prefix: str) -> list[Any]:
+    return [each.label(prefix + each.name) for each in source.c]
+
+
+def _overlaps(column_: Any, keys: Collection[str]) -> Any:
+    return column_.op("&&")(sql_cast(list(keys), ARRAY(Text)))
+
+
+def _creates(plan_id: str | None, kind: str, side: Side) -> tuple[Any, ...]:
+    operation = s.operation.c
+    return (operation.plan == plan_id, operation.kind == kind, operation.verb == "create", operation.side == side)
+
+
+def _planned(plan_id: str, kind: str, verb: Verb, side: Side) -> tuple[Any, ...]:
+    operation = s.operation.c
+    return (
+        operation.plan == plan_id, operation.kind == kind, operation.verb == verb, operation.side == side,
+        operation.state == "planned",
+    )  # fmt: skip
+
+
+def _by_id(rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: row["id"])
+
+
+def _addresses(rows: Sequence[Row]) -> list[Address]:
+    return sorted((Address(row["id"], row["parent"]) for row in rows), key=lambda each: each.id)
