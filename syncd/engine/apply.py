@@ -281,10 +281,19 @@ class _Batch:
         read_again(self.ctx, self.system, self.side, self.kind, again)
 
     def _find(self, entries: Sequence[Entry]) -> Mapping[str, Record]:
-        if not entries or self.verb != "create":
+        """What stands there now, by key, for writes whose answer was lost."""
+        if not entries or self.verb == "mark":
             return {}
-        writes = self._writes_for(entries)
-        return self.system.connector.find(writes) if writes else {}
+        if self.verb == "create":
+            writes = self._writes_for(entries)
+            return self.system.connector.find(writes) if writes else {}
+        found: dict[str, Record] = {}
+        size = self.capability.read_batch
+        for start in range(0, len(entries), size):
+            some = {self._address(entry).id: entry for entry in entries[start : start + size]}
+            shown = self.system.connector.read(self.kind, [self._address(entry) for entry in some.values()])
+            found |= {some[id_].key: record for id_, record in shown.items() if record.id == id_}
+        return found
 
     def _writes_for(self, entries: Sequence[Entry]) -> list[Write]:
         refs = self._own_refs(entries)
@@ -309,11 +318,7 @@ class _Batch:
                 self._ends.append((entry, "failed", "exists already"))
                 return []
             case Verdict.UNKNOWN:
-                if found is not None:
-                    self._adopt(entry, found, "found after its answer was lost")
-                self._ends.append((entry, "failed", "its answer was lost"))
-                ctx.report.stale += 1
-                return [target] if target is not None else []
+                return self._settle_unknown(entry, found)
             case Verdict.STALE | Verdict.MISSING | Verdict.RETRY:
                 self._ends.append((entry, "failed", outcome.verdict.value))
                 ctx.report.stale += 1
@@ -323,6 +328,41 @@ class _Batch:
                 self._ends.append((entry, "failed", outcome.reason))
                 ctx.report.rejected[self.kind] += 1
                 return []
+
+    def _settle_unknown(self, entry: Entry, found: Record | None) -> list[Address]:
+        """An effect that is there was ours; one that cannot be told from what came after it is written down all the same.
+
+        Else a value that we replaced without hearing of it would be told nowhere.
+        """
+        if found is not None and self._stands(entry, found):
+            self._done(entry, None if found.is_deleted else found)
+            self._ends.append((entry, "done", "found after its answer was lost"))
+            return []
+        self.ctx.report.stale += 1
+        target = entry.operation.target
+        if target is None:
+            if found is not None:
+                self._adopt(entry, found, "found after its answer was lost")
+        elif found is not None and target.id in self.links and self._has_other_values(entry, found):
+            self._keep_losers(entry, self.links[target.id])
+        self._ends.append((entry, "failed", "its answer was lost"))
+        return [target] if target is not None else []
+
+    def _stands(self, entry: Entry, found: Record) -> bool:
+        """Whether all that an update or a deletion asked for is so."""
+        if self.verb == "delete":
+            return found.is_deleted
+        types = self.ctx.fields(self.kind).types
+        return self.verb == "update" and not found.is_deleted and all(
+            same(types[name], found.values.get(name), step.value) for name, step in entry.steps.items()
+        )  # fmt: skip
+
+    def _has_other_values(self, entry: Entry, found: Record) -> bool:
+        """Whether a field of an update says something else than before it."""
+        types = self.ctx.fields(self.kind).types
+        return self.verb == "update" and any(
+            not same(types[name], found.values.get(name), entry.before.get(name)) for name in entry.steps
+        )
 
     def _done(self, entry: Entry, record: Record | None) -> None:
         self.ctx.report.operations += 1
@@ -378,8 +418,11 @@ class _Batch:
         seen = {self.side: record} if record is not None else {}
         is_marked = True if entry.operation.is_marking else None
         self.ctx.store.settle(row, agreed, seen, state=state, reason=reason, is_marked=is_marked, forget=entry.steps)
-        left_id, right_id = row.left.record.id, row.right.record.id
-        self._log(entry, left_id, right_id)
+        self._keep_losers(entry, row)
+
+    def _keep_losers(self, entry: Entry, row: LinkRow) -> None:
+        """Write down what an update replaced, and the conflicts that a rule settled with it."""
+        self._log(entry, row.left.record.id, row.right.record.id)
         for lost in entry.conflicts:
             self.ctx.store.open_conflict(
                 self.ctx.run_id, row, str(lost["field"]), lost["base"], lost["left"], lost["right"],

@@ -13,7 +13,7 @@ from syncd.connector import Write
 from syncd.core.merge import Flow, OnConflict, Policy
 from syncd.core.model import Money, Side, Value
 from syncd.core.plan import KindRules, OnDelete
-from syncd.errors import HaltedError, PlanMovedError
+from syncd.errors import HaltedError, PlanMovedError, TransientError
 from syncd.state import desk
 from syncd.state import schema as s
 from syncd.testing.memory import MemoryFault
@@ -155,6 +155,39 @@ def test_two_candidates_go_to_review_and_nothing_is_created(world: World) -> Non
     assert len(world.crm.all("contact")) == 2
     review = next(row for row in world.rows(s.match_review) if row.side == "left")
     assert (review.record_id, len(review.candidates)) == (ids["contact"], 2)
+
+
+def test_what_a_write_replaced_is_written_down_though_its_answer_never_came(engine: Engine) -> None:
+    """The effect is there, the process is not: the value that it cost is in the conflict list and the change log."""
+    one_way = KindRules(policies={"last_name": Policy(Flow.TO_CRM)})
+    world = World(engine, kinds=rules(contact=one_way))
+    contact = world.hub.add("contact", {"last_name": "Berg", "email": "anna@nordhaus.se"})
+    world.run()
+    there = world.links("contact")[contact]
+    world.crm.edit("contact", there, last_name="Bergh")
+    world.crm.faults.append(MemoryFault("write", "after", times=6))
+    with pytest.raises(TransientError):
+        world.run()
+    assert world.crm.get("contact", there).values["last_name"] == "Berg"
+    world.run()
+    assert [(row.field, row.right_value) for row in world.rows(s.conflict)] == [("last_name", "Bergh")]
+    assert ("last_name", "Bergh", "Berg") in [(row.field, row.old, row.new) for row in world.rows(s.change_log)]
+
+
+def test_a_deletion_whose_answer_never_came_is_written_down(engine: Engine) -> None:
+    """What is gone by our hand is in the change log, whoever heard of it."""
+    world = World(engine)
+    contact = world.hub.add("contact", {"last_name": "Berg", "email": "anna@nordhaus.se"})
+    world.run()
+    there = world.links("contact")[contact]
+    world.hub.remove("contact", contact)
+    world.crm.faults.append(MemoryFault("write", "after", times=6))
+    with pytest.raises(TransientError):
+        world.run()
+    assert world.crm.get("contact", there).is_deleted
+    world.run()
+    assert (contact, there, "delete") in [(row.left_id, row.right_id, row.verb) for row in world.rows(s.change_log)]
+    assert world.links("contact") == {}
 
 
 def test_a_lost_answer_to_a_create_leaves_exactly_one_record(world: World) -> None:
