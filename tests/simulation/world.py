@@ -676,7 +676,6 @@ class Simulation:
             ),
             systems=systems,
             store=store,
-            journal=journal,
             now=self.now,
             new_id=self.new_id,
             log=LOG,
