@@ -295,8 +295,6 @@ def _nothing_twice(book: _Book) -> Iterator[str]:
             living = vendor.living(kind)
             made = Counter(row.made_for for record in living if (row := vendor.rows[kind][record.id]).made_for)
             names: Counter[object] = Counter()
-            if kind == "contact":
-                names = Counter(record.values.get("email") for record in living if record.values.get("email"))
             if kind in RELATIONS:
                 names = Counter(tuple(sorted(record.refs.items())) for record in living)
                 made = Counter()

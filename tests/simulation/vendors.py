@@ -355,7 +355,7 @@ class Vendor:
         changed: dict[str, tuple[Value, Value]] = {}
         for name, value in sent.items():
             before = record.values.get(name)
-            if same(FIELDS[record.kind][name], before, write.values[name]) and row.shown == record.version:
+            if same(FIELDS[record.kind][name], before, write.values[name]) and row.shown == record.version is not None:
                 self.wrongs.append(f"minimal writes: {record.kind} {record.id} {name} was sent an equal value")
             if (record.kind, name) in self.not_stored:
                 continue
@@ -433,25 +433,24 @@ class Vendor:
         return id_ if id_ in self.rows[kind] else None
 
     def _standing(self, write: Write) -> Row | None:
-        """The living row that stands in the way of a create."""
-        for row in self.visible(write.kind):
-            record = row.record
-            if record.is_deleted:
-                continue
-            if write.kind in _REFS:
-                is_same = dict(record.refs) == dict(write.refs)
-                is_full = (
-                    self.manner is Manner.SALESFORCE
-                    and write.kind == "employment"
-                    and record.refs["contact"] == write.refs["contact"]
-                )
-                if is_same or is_full:
-                    return row
-            elif (write.counterpart is not None and record.mark == write.counterpart) or (
-                write.kind == "contact" and _has_email(write, record)
-            ):
+        """The living row that stands in the way of a create; one not committed yet is waited for."""
+        for row in self.rows[write.kind].values():
+            if not row.record.is_deleted and self._is_it(row.record, write):
+                row.begun_at = None
+                self.commit(row)
                 return row
         return None
+
+    def _is_it(self, record: Record, write: Write) -> bool:
+        if write.kind in _REFS:
+            is_one_per = self.manner is Manner.SALESFORCE and write.kind == "employment"
+            return dict(record.refs) == dict(write.refs) or (
+                is_one_per and record.refs["contact"] == write.refs["contact"]
+            )
+        if write.counterpart is not None and record.mark == write.counterpart:
+            return True
+        email = write.values.get("email")
+        return write.kind == "contact" and email is not None and email == record.values.get("email")
 
     def found(self, write: Write) -> Record | None:
         """What stands there for a create whose answer was lost."""
@@ -822,10 +821,6 @@ def _floor(watermark: str | None, request: Pull) -> datetime | None:
         return None
     seconds = DEEP_OVERLAP_SECONDS if request.is_deep else OVERLAP_SECONDS
     return datetime.fromisoformat(less(watermark, seconds))
-
-
-def _has_email(write: Write, record: Record) -> bool:
-    return write.values.get("email") is not None and write.values["email"] == record.values.get("email")
 
 
 def _shuffled(vendor: Vendor, records: Sequence[Record]) -> tuple[Record, ...]:
