@@ -170,6 +170,13 @@ def same(type_: FieldType, one: Value, other: Value) -> bool:
     return False
 
 
+def is_cut(type_: FieldType, sent: Value, kept: Value) -> bool:
+    """Whether ``kept`` is what a system with less room left of a text that it was given."""
+    if type_ is not FieldType.TEXT or not isinstance(sent, str) or not isinstance(kept, str):
+        return False
+    return kept != sent and bool(kept.strip()) and sent.startswith(kept.rstrip())
+
+
 def _same_phone(one: str, other: str) -> bool:
     """True if one is the other with a country prefix or punctuation added."""
     short, long = sorted((_national(one), _national(other)), key=len)

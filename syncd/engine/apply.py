@@ -13,9 +13,9 @@ from dataclasses import replace
 
 from syncd.connector import Outcome, Rider, Verdict, Write
 from syncd.core.base import confirmed, founded, not_stored
-from syncd.core.mapping import UnfitValueError, freeze, same
+from syncd.core.mapping import UnfitValueError, freeze, is_cut, same
 from syncd.core.merge import Half
-from syncd.core.model import KINDS, Address, LinkState, Record, Side, Value, Verb
+from syncd.core.model import KINDS, Address, LinkState, Record, Side, Verb
 from syncd.core.plan import Operation
 from syncd.engine.context import Context
 from syncd.engine.draft import proof
@@ -61,6 +61,12 @@ def recover(ctx: Context) -> None:
             batch = _Batch(ctx, kind, verb, side, entries[start : start + size])
             batch.find_out()
             ctx.report.lost += len(batch.entries)
+
+
+#: Why a link was made of a record that our own create left there, and how its operation ended.
+FOUND = "found after its answer was lost"
+#: What a write meets that comes after another one, be it our own.
+_MOVED = (Verdict.STALE, Verdict.MISSING)
 
 
 class _Batch:
@@ -239,9 +245,16 @@ class _Batch:
     # --- sending ----------------------------------------------------------------------
 
     def _send(self, writes: Sequence[Write]) -> dict[str, Outcome]:
-        """One outcome for each write. A batch refused as a whole is halved until the poison is alone."""
+        """One outcome for each write. A batch refused as a whole is halved until the poison is alone.
+
+        Where an answer was lost on the way and the call repeated, a record that moved or went may have
+        done so by our own hand: that is as good as no answer.
+        """
+        lost_before = self.system.courier.lost_answers
         try:
             outcomes = {each.key: each for each in self.system.connector.write(writes)}
+            if self.system.courier.lost_answers > lost_before:
+                outcomes = {key: each for key, each in outcomes.items() if each.verdict not in _MOVED}
         except UnknownOutcomeError:
             outcomes = {}
         except (RejectedError, UnfitValueError) as exc:
@@ -330,19 +343,20 @@ class _Batch:
                 return []
 
     def _settle_unknown(self, entry: Entry, found: Record | None) -> list[Address]:
-        """An effect that is there was ours; one that cannot be told from what came after it is written down all the same.
+        """An effect that is there was ours.
 
-        Else a value that we replaced without hearing of it would be told nowhere.
+        One that cannot be told from what came after it is written down all the same: else a value
+        that we replaced without hearing of it would be told nowhere.
         """
         if found is not None and self._stands(entry, found):
             self._done(entry, None if found.is_deleted else found)
-            self._ends.append((entry, "done", "found after its answer was lost"))
+            self._ends.append((entry, "done", FOUND))
             return []
         self.ctx.report.stale += 1
         target = entry.operation.target
         if target is None:
             if found is not None:
-                self._adopt(entry, found, "found after its answer was lost")
+                self._adopt(entry, found, FOUND)
         elif found is not None and target.id in self.links and self._has_other_values(entry, found):
             self._keep_losers(entry, self.links[target.id])
         self._ends.append((entry, "failed", "its answer was lost"))
@@ -354,7 +368,9 @@ class _Batch:
             return found.is_deleted
         types = self.ctx.fields(self.kind).types
         return self.verb == "update" and not found.is_deleted and all(
-            same(types[name], found.values.get(name), step.value) for name, step in entry.steps.items()
+            same(types[name], found.values.get(name), step.value)
+            or is_cut(types[name], step.value, found.values.get(name))
+            for name, step in entry.steps.items()
         )  # fmt: skip
 
     def _has_other_values(self, entry: Entry, found: Record) -> bool:
@@ -472,17 +488,27 @@ class _Batch:
             return
         left, right = (record.id, source_id) if self.side is Side.LEFT else (source_id, record.id)
         store.make_links(self.kind, [(left, right, why)], now)
-        if record.unspoken:
-            self._take_as_base(record)
+        self._take_as_base(record, entry if why == FOUND else None)
 
-    def _take_as_base(self, record: Record) -> None:
-        """What is nobody's word was never moved: whatever the other side says there is news to this one."""
-        for row in self.ctx.store.linked(self.kind, self.side, [record.id]):
-            halves: dict[str, tuple[Value, Value]] = {}
-            for name in record.unspoken:
-                value = record.values.get(name)
-                halves[name] = (value, None) if self.side is Side.LEFT else (None, value)
-            self.ctx.store.settle(row, halves, {}, state=row.state, reason=row.reason)
+    def _take_as_base(self, record: Record, made: Entry | None) -> None:
+        """Give a link just made the base that it has by itself.
+
+        What is nobody's word was never moved: whatever the other side says there is news to this one.
+        What our own create gave and the system cut short is as it was given, not edited since.
+        """
+        types = self.ctx.fields(self.kind).types
+        steps, source = (made.steps, made.source) if made is not None else ({}, {})
+        cut = {
+            name: (record.values[name], source.get(name))
+            for name, step in steps.items()
+            if name in record.values and is_cut(types[name], step.value, record.values[name])
+        }
+        halves = {name: (record.values.get(name), None) for name in record.unspoken} | cut
+        if self.side is Side.RIGHT:
+            halves = {name: (here, there) for name, (there, here) in halves.items()}
+        if halves:
+            for row in self.ctx.store.linked(self.kind, self.side, [record.id]):
+                self.ctx.store.settle(row, halves, {}, state=row.state, reason=row.reason)
 
     def _bury(self, entry: Entry, reason: str) -> None:
         """A dead letter: set aside with its reason, until its record moves or a person says so."""

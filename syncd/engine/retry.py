@@ -78,6 +78,8 @@ class Courier:
         self.on_beat = on_beat
         self.calls: Counter[Literal["read", "write"]] = Counter()
         self.refusals = 0
+        self.lost_answers = 0
+        """Calls that may have taken effect although no answer came, whether or not they were repeated."""
         self.resting_until: datetime | None = None
 
     def allow(self, quotas: Iterable[Quota]) -> None:
@@ -115,6 +117,7 @@ class Courier:
                 self._take_rest(exc)
                 raise
             except TransientError as exc:
+                self.lost_answers += exc.is_sent
                 if exc.is_sent and not is_repeatable:
                     raise UnknownOutcomeError(str(exc)) from exc
                 raise

@@ -174,6 +174,29 @@ def test_what_a_write_replaced_is_written_down_though_its_answer_never_came(engi
     assert ("last_name", "Bergh", "Berg") in [(row.field, row.old, row.new) for row in world.rows(s.change_log)]
 
 
+def test_our_own_write_met_again_after_a_lost_answer_is_written_down(engine: Engine) -> None:
+    """The call is repeated, meets the version that it made itself, and is told as what it is: done."""
+    world = World(engine)
+    contact = world.hub.add("contact", {"last_name": "Berg", "email": "anna@nordhaus.se"})
+    world.run()
+    world.crm.edit("contact", world.links("contact")[contact], last_name="Bergh")
+    world.hub.faults.append(MemoryFault("write", "after", times=1))
+    world.run()
+    assert ("last_name", "Berg", "Bergh") in [(row.field, row.old, row.new) for row in world.rows(s.change_log)]
+
+
+def test_a_text_that_the_crm_cuts_is_not_cut_in_propstreet_because_an_answer_was_lost(engine: Engine) -> None:
+    """What our own create left there is as it was given: the cut is the CRM's, and nobody edited it."""
+    world = World(engine)
+    world.crm.normalise = lambda name, value: value[:10] if name == "strategy" and isinstance(value, str) else value
+    company = world.hub.add("company", {"name": "Nordhaus AB", "strategy": "Offices in large cities"})
+    world.crm.faults.append(MemoryFault("write", "after", times=1))
+    for _ in range(3):
+        world.run()
+    assert [each.values["strategy"] for each in world.crm.all("company")] == ["Offices in"]
+    assert world.hub.get("company", company).values["strategy"] == "Offices in large cities"
+
+
 def test_a_deletion_whose_answer_never_came_is_written_down(engine: Engine) -> None:
     """What is gone by our hand is in the change log, whoever heard of it."""
     world = World(engine)

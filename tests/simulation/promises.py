@@ -293,7 +293,9 @@ def _nothing_twice(book: _Book) -> Iterator[str]:
     for side, vendor in book.vendors.items():
         for kind in KINDS:
             living = vendor.living(kind)
-            made = Counter(row.made_for for record in living if (row := vendor.rows[kind][record.id]).made_for)
+            # One that was linked anew since stands for another thing now, which its mark tells.
+            rows = [vendor.rows[kind][record.id] for record in living]
+            made = Counter(row.made_for for row in rows if row.made_for and row.made_for == row.record.mark)
             names: Counter[object] = Counter()
             if kind in RELATIONS:
                 names = Counter(tuple(sorted(record.refs.items())) for record in living)

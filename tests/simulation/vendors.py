@@ -268,6 +268,10 @@ class Vendor:
                 self._put(other, {}, PERSON)
                 if not is_there and not is_full:
                     self.add(relation, values, refs=refs)
+        for name, value in lost.record.values.items():
+            if isinstance(value, frozenset):
+                kept = won.record.values.get(name)
+                self.taken_off |= value - (kept if isinstance(kept, frozenset) else frozenset())
         lost.record = replace(lost.record, is_deleted=True, merged_into=winner)
         self._put(lost, {}, PERSON)
         won.record = replace(won.record, formerly=(*won.record.formerly, loser))
@@ -393,11 +397,14 @@ class Vendor:
             if kind in _REFS and standing.made_for == _RIDER:
                 standing.made_for = None
                 return Outcome(write.key, Verdict.DONE, standing.record)
+            if dict(standing.record.refs) != refs and kind in _REFS:
+                return Outcome(write.key, Verdict.REJECTED, reason="a contact has one account")
             if kind in _REFS and self.manner is not Manner.HUBSPOT:
                 return Outcome(write.key, Verdict.EXISTS, standing.record)
             if not is_upsert:
                 return Outcome(write.key, Verdict.EXISTS, standing.record)
-            news = {name: value for name, value in write.values.items() if standing.record.values.get(name) != value}
+            held = standing.record.values
+            news = {n: value for n, value in write.values.items() if not same(FIELDS[kind][n], held.get(n), value)}
             self._overwrite(standing, replace(write, values=news, counterpart=None))
             return Outcome(write.key, Verdict.DONE, standing.record)
         values = {name: write.values.get(name) for name in USED[kind] if (kind, name) not in self.not_stored}
@@ -474,6 +481,12 @@ class Vendor:
         """A row as a reader gets it."""
         told = record or row.record
         return replace(told, values={}) if told.is_deleted else told
+
+    def forget(self) -> None:
+        """Syncd knows no version of anything any more."""
+        for rows in self.rows.values():
+            for row in rows.values():
+                row.shown = None
 
     def arrived(self, records: Iterable[Record]) -> None:
         """These answers reached syncd, which knows the versions in them from now on."""

@@ -540,6 +540,8 @@ class Simulation:
         self.sleep(TTL_SECONDS + 1)
         self._attempt(holder="b")
         self._running, self._rate = paused, rate
+        for vendor in self.vendors.values():
+            vendor.forget()  # what the sleeper read is news of yesterday
 
     # --- the daemon -------------------------------------------------------------------
 
