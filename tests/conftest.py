@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
 from syncd.state import embedded, migrate
+from tests.simulation.memory_rows import MemoryDatabase
 
 _serial = count()
 
@@ -64,6 +66,18 @@ def engine(database_url: str, _template: str) -> Iterator[Engine]:
         engine = create_engine(url)
         yield engine
         engine.dispose()
+
+
+State: TypeAlias = Engine | MemoryDatabase
+
+
+@pytest.fixture(params=["postgres", "memory"])
+def state(request: pytest.FixtureRequest) -> State:
+    """What keeps the state: a real database, or the one in memory that the simulation uses. Each law holds on both."""
+    if request.param == "memory":
+        return MemoryDatabase()
+    engine: Engine = request.getfixturevalue("engine")
+    return engine
 
 
 def _database(url: str, template: str | None) -> Iterator[str]:

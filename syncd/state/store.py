@@ -180,6 +180,8 @@ class Store:
         ):  # fmt: skip
             for row in rows:
                 yield ParentRow(row["id"], row["watermark"], row["is_closed"], row["has_children"])
+            if len(rows) < PARENTS:
+                return
             after = Place(rows[-1]["is_closed"], rows[-1]["visited_at"], rows[-1]["id"])
 
     def holders(self, side: Side, kind: str, key: str, ids: Sequence[str]) -> list[Address]:

@@ -7,22 +7,21 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from sqlalchemy import Engine
 
 from syncd.connector import Write
 from syncd.core.merge import Flow, OnConflict, Policy
 from syncd.core.model import Money, Side, Value
 from syncd.core.plan import KindRules, OnDelete
 from syncd.errors import HaltedError, PlanMovedError, TransientError
-from syncd.state import desk
 from syncd.state import schema as s
 from syncd.testing.memory import MemoryFault
-from tests.engine.world import World, rules
+from tests.conftest import State
+from tests.engine.world import PAIR, World, rules
 
 
 @pytest.fixture
-def world(engine: Engine) -> World:
-    return World(engine)
+def world(state: State) -> World:
+    return World(state)
 
 
 def seed(world: World) -> dict[str, str]:
@@ -88,10 +87,10 @@ def test_edits_in_different_fields_both_survive(world: World) -> None:
     ],
 )
 def test_a_conflict_is_settled_by_policy_and_the_loser_is_kept(
-    engine: Engine, rule: OnConflict, expected: str | None
+    state: State, rule: OnConflict, expected: str | None
 ) -> None:
     """Both sides moved one field apart: the policy says who wins; the losing value is in the conflict list."""
-    world = World(engine, kinds=rules(contact=KindRules(default=Policy(conflict=rule))))
+    world = World(state, kinds=rules(contact=KindRules(default=Policy(conflict=rule))))
     ids = seed(world)
     world.run()
     crm_contact = world.links("contact")[ids["contact"]]
@@ -157,10 +156,10 @@ def test_two_candidates_go_to_review_and_nothing_is_created(world: World) -> Non
     assert (review.record_id, len(review.candidates)) == (ids["contact"], 2)
 
 
-def test_what_a_write_replaced_is_written_down_though_its_answer_never_came(engine: Engine) -> None:
+def test_what_a_write_replaced_is_written_down_though_its_answer_never_came(state: State) -> None:
     """The effect is there, the process is not: the value that it cost is in the conflict list and the change log."""
     one_way = KindRules(policies={"last_name": Policy(Flow.TO_CRM)})
-    world = World(engine, kinds=rules(contact=one_way))
+    world = World(state, kinds=rules(contact=one_way))
     contact = world.hub.add("contact", {"last_name": "Berg", "email": "anna@nordhaus.se"})
     world.run()
     there = world.links("contact")[contact]
@@ -174,9 +173,9 @@ def test_what_a_write_replaced_is_written_down_though_its_answer_never_came(engi
     assert ("last_name", "Bergh", "Berg") in [(row.field, row.old, row.new) for row in world.rows(s.change_log)]
 
 
-def test_our_own_write_met_again_after_a_lost_answer_is_written_down(engine: Engine) -> None:
+def test_our_own_write_met_again_after_a_lost_answer_is_written_down(state: State) -> None:
     """The call is repeated, meets the version that it made itself, and is told as what it is: done."""
-    world = World(engine)
+    world = World(state)
     contact = world.hub.add("contact", {"last_name": "Berg", "email": "anna@nordhaus.se"})
     world.run()
     world.crm.edit("contact", world.links("contact")[contact], last_name="Bergh")
@@ -185,9 +184,9 @@ def test_our_own_write_met_again_after_a_lost_answer_is_written_down(engine: Eng
     assert ("last_name", "Berg", "Bergh") in [(row.field, row.old, row.new) for row in world.rows(s.change_log)]
 
 
-def test_a_text_that_the_crm_cuts_is_not_cut_in_propstreet_because_an_answer_was_lost(engine: Engine) -> None:
+def test_a_text_that_the_crm_cuts_is_not_cut_in_propstreet_because_an_answer_was_lost(state: State) -> None:
     """What our own create left there is as it was given: the cut is the CRM's, and nobody edited it."""
-    world = World(engine)
+    world = World(state)
     world.crm.normalise = lambda name, value: value[:10] if name == "strategy" and isinstance(value, str) else value
     company = world.hub.add("company", {"name": "Nordhaus AB", "strategy": "Offices in large cities"})
     world.crm.faults.append(MemoryFault("write", "after", times=1))
@@ -197,9 +196,9 @@ def test_a_text_that_the_crm_cuts_is_not_cut_in_propstreet_because_an_answer_was
     assert world.hub.get("company", company).values["strategy"] == "Offices in large cities"
 
 
-def test_a_deletion_whose_answer_never_came_is_written_down(engine: Engine) -> None:
+def test_a_deletion_whose_answer_never_came_is_written_down(state: State) -> None:
     """What is gone by our hand is in the change log, whoever heard of it."""
-    world = World(engine)
+    world = World(state)
     contact = world.hub.add("contact", {"last_name": "Berg", "email": "anna@nordhaus.se"})
     world.run()
     there = world.links("contact")[contact]
@@ -245,9 +244,9 @@ def test_a_limit_holds_for_the_whole_run(world: World) -> None:
     assert len(world.crm.all("company")) == 7
 
 
-def test_deletions_follow_the_tenants_rule(engine: Engine) -> None:
+def test_deletions_follow_the_tenants_rule(state: State) -> None:
     """archive passes a deletion on; hold keeps the other side and lists it."""
-    world = World(engine, kinds=rules(deal=KindRules(deletes_to_left=OnDelete.HOLD, deletes_to_right=OnDelete.ARCHIVE)))
+    world = World(state, kinds=rules(deal=KindRules(deletes_to_left=OnDelete.HOLD, deletes_to_right=OnDelete.ARCHIVE)))
     first, second = (world.hub.add("deal", {"name": name}) for name in ("one", "two"))
     world.run()
     links = world.links("deal")
@@ -290,9 +289,9 @@ def test_a_record_that_may_not_come_back_becomes_a_dead_letter(world: World) -> 
     assert [record.values["name"] for record in world.crm.all("deal")] == ["three"]
 
 
-def test_the_first_run_waits_for_approval_and_writes_nothing(engine: Engine) -> None:
+def test_the_first_run_waits_for_approval_and_writes_nothing(state: State) -> None:
     """Without a person's word a pair's first plan is saved, not applied."""
-    world = World(engine, is_approved=False)
+    world = World(state, is_approved=False)
     seed(world)
     with pytest.raises(HaltedError) as halted:
         world.run()
@@ -302,9 +301,9 @@ def test_the_first_run_waits_for_approval_and_writes_nothing(engine: Engine) -> 
     assert len(world.crm.all("deal_contact")) == 1
 
 
-def test_a_saved_plan_is_refused_when_a_record_moved(engine: Engine) -> None:
+def test_a_saved_plan_is_refused_when_a_record_moved(state: State) -> None:
     """The plan is the truth: what it shows is what apply does, or apply refuses and names the record."""
-    world = World(engine, is_approved=False)
+    world = World(state, is_approved=False)
     ids = seed(world)
     with pytest.raises(HaltedError) as halted:
         world.run()
@@ -326,9 +325,9 @@ def test_planning_makes_no_write(world: World) -> None:
     world.settle()
 
 
-def test_after_a_plan_was_applied_a_run_finds_nothing_to_do(engine: Engine) -> None:
+def test_after_a_plan_was_applied_a_run_finds_nothing_to_do(state: State) -> None:
     """The approved first plan is the whole job: records of both sides, their marks, and the relations between them."""
-    world = World(engine, is_approved=False)
+    world = World(state, is_approved=False)
     seed(world)
     contact = world.crm.add("contact", {"first_name": "Ola", "last_name": "Ek", "email": "ola@ek.se"})
     company = world.crm.add("company", {"name": "Ek AB", "domain": "ek.se"})
@@ -347,9 +346,9 @@ def test_after_a_plan_was_applied_a_run_finds_nothing_to_do(engine: Engine) -> N
     assert (world.run().operations, world.writes()) == (0, before)
 
 
-def test_a_field_that_is_not_synced_keeps_nothing_waiting(engine: Engine) -> None:
+def test_a_field_that_is_not_synced_keeps_nothing_waiting(state: State) -> None:
     """What nobody syncs is neither written nor looked at again in every run."""
-    world = World(engine, kinds=rules(company=KindRules(policies={"strategy": Policy(Flow.OFF)})))
+    world = World(state, kinds=rules(company=KindRules(policies={"strategy": Policy(Flow.OFF)})))
     hub = world.hub.add("company", {"name": "Nordhaus AB", "domain": "nordhaus.se", "strategy": "Logistics"})
     crm = world.crm.add("company", {"name": "Nordhaus AB", "domain": "nordhaus.se", "strategy": "Offices"})
     world.hub.add("company", {"name": "Vinga AB", "domain": "vinga.se", "strategy": "Retail"})
@@ -496,10 +495,10 @@ def test_a_merge_in_the_crm_hands_the_link_to_the_survivor(world: World) -> None
     assert not world.hub.get("contact", ids["contact"]).is_deleted
 
 
-def test_a_link_whose_partner_is_gone_gives_way_to_a_record_that_carries_its_mark(engine: Engine) -> None:
+def test_a_link_whose_partner_is_gone_gives_way_to_a_record_that_carries_its_mark(state: State) -> None:
     """What was in step is sighted nowhere, and is not forgotten when another partner takes the link over."""
     held = KindRules(deletes_to_left=OnDelete.HOLD, deletes_to_right=OnDelete.HOLD)
-    world = World(engine, kinds=rules(contact=held))
+    world = World(state, kinds=rules(contact=held))
     ids = seed(world)
     world.run()
     world.crm.remove("contact", world.links("contact")[ids["contact"]])
@@ -635,14 +634,14 @@ def test_an_answer_in_a_review_is_carried_out_by_the_next_run(world: World) -> N
     twins = [world.crm.add("contact", {"email": "anna@x.se"}) for _ in range(2)]
     world.run()
     review = next(row for row in world.rows(s.match_review) if row.side == "left")
-    desk.answer_review(world.engine, f"r{review.id}", "same", twins[1], world.clock())
+    world.database.answer_review(PAIR, review.id, "same", twins[1], world.clock())
     world.settle()
     assert world.links("contact")[left] == twins[1]
 
 
-def test_a_held_conflict_is_settled_by_a_persons_word(engine: Engine) -> None:
+def test_a_held_conflict_is_settled_by_a_persons_word(state: State) -> None:
     """hold waits; the answer is carried out by the next run and the conflict is closed."""
-    world = World(engine, kinds=rules(contact=KindRules(default=Policy(conflict=OnConflict.HOLD))))
+    world = World(state, kinds=rules(contact=KindRules(default=Policy(conflict=OnConflict.HOLD))))
     ids = seed(world)
     world.run()
     crm_contact = world.links("contact")[ids["contact"]]
@@ -650,7 +649,7 @@ def test_a_held_conflict_is_settled_by_a_persons_word(engine: Engine) -> None:
     world.crm.edit("contact", crm_contact, first_name="right")
     world.run()
     conflict = world.rows(s.conflict)[0]
-    desk.settle_conflict(world.engine, f"c{conflict.id}", Side.RIGHT, world.clock())
+    world.database.settle_conflict(PAIR, conflict.id, Side.RIGHT, world.clock())
     world.settle()
     assert world.hub.get("contact", ids["contact"]).values["first_name"] == "right"
     assert [row.decided for row in world.rows(s.conflict)] == ["a person's word"]

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 import structlog
 from sqlalchemy import Engine, select
@@ -18,11 +19,15 @@ from syncd.engine.context import Context, PairRules, Report, System
 from syncd.engine.retry import Courier, Patience
 from syncd.engine.run import Order, execute, execute_plan
 from syncd.errors import HaltedError, SyncdError
-from syncd.state import lease, pairs
+from syncd.state import desk, lease, pairs
 from syncd.state import schema as s
+from syncd.state.lease import Lease
 from syncd.state.postgres import PostgresRows
+from syncd.state.rows import Row, Rows
 from syncd.state.store import Store
 from syncd.testing.memory import MemoryConnector, MemorySystem
+
+PAIR = "t/crm"
 
 
 @dataclass
@@ -43,9 +48,68 @@ def rules(**kinds: KindRules) -> dict[str, KindRules]:
     return {kind: kinds.get(kind, generous) for kind in KINDS}
 
 
+class Database(Protocol):
+    """What keeps a world's state, whichever it is."""
+
+    def register(self, pair_id: str, at: datetime) -> None: ...
+
+    def rows(self, pair_id: str) -> Rows: ...
+
+    def acquire(self, pair_id: str, holder: str, at: datetime) -> Lease | None: ...
+
+    def renew(self, held: Lease, at: datetime) -> None: ...
+
+    def release(self, held: Lease) -> None: ...
+
+    def table(self, pair_id: str, name: str) -> list[Row]:
+        """All rows of a table, as the tests look at them."""
+
+    def settle_conflict(self, pair_id: str, conflict_id: int, winner: Side, at: datetime) -> None: ...
+
+    def answer_review(self, pair_id: str, review_id: int, answer: str, candidate: str | None, at: datetime) -> None: ...
+
+
+@dataclass(frozen=True)
+class PostgresDatabase:
+    """A ``Database`` that is one: the daemon's own modules, by the names that the world uses."""
+
+    engine: Engine
+
+    def register(self, pair_id: str, at: datetime) -> None:
+        tenant, _, name = pair_id.partition("/")
+        pairs.register(
+            self.engine, tenant=tenant, name=name, connector="memory", namespace=name, config_hash="1", at=at
+        )  # fmt: skip
+
+    def rows(self, pair_id: str) -> PostgresRows:
+        return PostgresRows(self.engine, pair_id)
+
+    def acquire(self, pair_id: str, holder: str, at: datetime) -> Lease | None:
+        return lease.acquire(self.engine, pair_id, holder, at)
+
+    def renew(self, held: Lease, at: datetime) -> None:
+        lease.renew(self.engine, held, at)
+
+    def release(self, held: Lease) -> None:
+        lease.release(self.engine, held)
+
+    def table(self, pair_id: str, name: str) -> list[Row]:
+        of = s.metadata.tables[name]
+        with self.engine.connect() as tx:
+            return [dict(row) for row in tx.execute(select(of).where(of.c.pair == pair_id)).mappings()]
+
+    def settle_conflict(self, pair_id: str, conflict_id: int, winner: Side, at: datetime) -> None:
+        desk.settle_conflict(self.engine, f"c{conflict_id}", winner, at)
+
+    def answer_review(self, pair_id: str, review_id: int, answer: str, candidate: str | None, at: datetime) -> None:
+        desk.answer_review(self.engine, f"r{review_id}", answer, candidate, at)
+
+
 @dataclass
 class World:
-    engine: Engine
+    """``state`` is a real database, or one in memory."""
+
+    state: Engine | Database
     clock: Clock = field(default_factory=Clock)
     kinds: Mapping[str, KindRules] = field(default_factory=rules)
     limits: Limits = field(default_factory=Limits)
@@ -57,15 +121,21 @@ class World:
     def __post_init__(self) -> None:
         self.hub = MemorySystem(self.clock, is_hub=True, account_id="hub")
         self.crm = MemorySystem(self.clock, account_id="crm")
-        pairs.register(
-            self.engine, tenant="t", name="crm", connector="memory", namespace="crm", config_hash="1", at=self.clock()
-        )
+        self.database: Database = PostgresDatabase(self.state) if isinstance(self.state, Engine) else self.state
+        self.database.register(PAIR, self.clock())
+
+    @property
+    def engine(self) -> Engine:
+        assert isinstance(self.state, Engine), "this world's state is in memory"
+        return self.state
 
     def new_id(self) -> str:
         return f"id-{next(self.serial):08d}"
 
-    def context(self, held: lease.Lease, *, is_dry: bool = False, only: frozenset[str] | None = None) -> Context:
-        store = Store(PostgresRows(self.engine, held.pair), held)
+    def context(
+        self, held: Lease, *, is_dry: bool = False, only: frozenset[str] | None = None, is_waived: bool = False
+    ) -> Context:
+        store = Store(self.database.rows(held.pair), held)
         systems: dict[Side, System] = {}
         for side, system in ((Side.LEFT, self.hub), (Side.RIGHT, self.crm)):
             patience = Patience(self.clock, self.clock.sleep, Random(1))
@@ -77,7 +147,9 @@ class World:
         return Context(
             pair=held.pair,
             run_id=self.new_id(),
-            rules=PairRules(self.kinds, self.limits, visits=self.visits, only=only, limit=self.limit),
+            rules=PairRules(
+                self.kinds, self.limits, visits=self.visits, only=only, limit=self.limit, is_waived=is_waived
+            ),
             systems=systems,
             store=store,
             now=self.clock,
@@ -87,9 +159,12 @@ class World:
 
     def run(self, **order: Any) -> Report:
         """One run, as the daemon would make it. Raises what the run raises."""
-        held = lease.acquire(self.engine, "t/crm", "worker", self.clock())
+        held = self.database.acquire(PAIR, "worker", self.clock())
         assert held is not None
-        ctx = self.context(held, is_dry=order.get("reason") == "plan", only=order.pop("only", None))
+        ctx = self.context(
+            held, is_dry=order.get("reason") == "plan", only=order.pop("only", None),
+            is_waived=order.get("is_waived", False),
+        )  # fmt: skip
         ctx.journal.begin_run(ctx.run_id, order.get("reason", "run"), self.clock())
         state = "failed"
         try:
@@ -101,12 +176,12 @@ class World:
             raise
         finally:
             ctx.journal.end_run(ctx.run_id, state, self.clock(), {}, {}, "")
-            lease.release(self.engine, held)
+            self.database.release(held)
             self.context_of_last_run = ctx
         return ctx.report
 
     def apply(self, plan_id: str) -> Report:
-        held = lease.acquire(self.engine, "t/crm", "worker", self.clock())
+        held = self.database.acquire(PAIR, "worker", self.clock())
         assert held is not None
         ctx = self.context(held)
         ctx.journal.begin_run(ctx.run_id, "apply", self.clock())
@@ -114,7 +189,7 @@ class World:
             execute_plan(ctx, plan_id)
         finally:
             ctx.journal.end_run(ctx.run_id, "done", self.clock(), {}, {}, "")
-            lease.release(self.engine, held)
+            self.database.release(held)
         return ctx.report
 
     def settle(self, rounds: int = 3) -> None:
@@ -132,8 +207,8 @@ class World:
         return sum(1 for system in (self.hub, self.crm) for call in system.calls if call[0].startswith("write"))
 
     def rows(self, table: Any) -> list[Any]:
-        with self.engine.connect() as tx:
-            return list(tx.execute(select(table)))
+        """A table's rows, with the columns as attributes."""
+        return [SimpleNamespace(**row) for row in self.database.table(PAIR, table.name)]
 
     def links(self, kind: str) -> dict[str, str]:
         return {row.left_id: row.right_id for row in self.rows(s.link) if row.kind == kind}

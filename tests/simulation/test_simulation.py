@@ -12,7 +12,7 @@ from datetime import timedelta
 from random import Random
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from syncd.core.mapping import same
 from syncd.core.merge import OnConflict, Policy
@@ -20,11 +20,16 @@ from syncd.core.model import FIELDS, KINDS, Side
 from syncd.core.plan import KindRules, OnDelete
 from syncd.errors import HaltedError, SyncdError
 from syncd.state import schema as s
+from syncd.state.rows import Row
 from syncd.testing.memory import MemoryFault, MemorySystem
-from tests.engine.world import World, rules
+from tests.conftest import State
+from tests.engine.world import PAIR, World, rules
+from tests.simulation.memory_rows import MemoryDatabase
 
-STEPS = 50
-SEEDS = range(8)
+STEPS = 200
+SEEDS = range(40)
+#: These are played against a real database too, which takes a hundred times as long.
+COMPARED = (1, 2)
 KNOWN: tuple[int, ...] = ()
 
 
@@ -35,12 +40,12 @@ class Crash(BaseException):
 class Simulation:
     """One history. ``trace`` is all that people did and all that was sent, in order."""
 
-    def __init__(self, engine: Engine, seed: int):
+    def __init__(self, state: State, seed: int):
         self.random = Random(seed)
         policy = Policy(conflict=self.random.choice([OnConflict.NEWEST, OnConflict.PROPSTREET, OnConflict.CRM]))
         rule = self.random.choice([OnDelete.ARCHIVE, OnDelete.HOLD])
         kind = KindRules(deletes_to_left=rule, deletes_to_right=OnDelete.ARCHIVE, default=policy)
-        self.world = World(engine, kinds=rules(**dict.fromkeys(KINDS, kind)))
+        self.world = World(state, kinds=rules(**dict.fromkeys(KINDS, kind)))
         self.edits: list[str] = []
         self.serial = 0
         self.crashes = 0
@@ -199,9 +204,11 @@ class Simulation:
                     assert same(type_, left.values[name], right.values[name]), (row.kind, row.left_id, name)
 
     def _nothing_twice(self) -> None:
+        # What a person added before the daemon could see it is a double that a person must settle.
+        asked = {row.record_id for row in self.world.rows(s.match_review) if row.answered_at is None}
         for system in self.systems.values():
             emails = [r.values["email"] for r in system.all("contact")]
-            domains = [r.values["domain"] for r in system.all("company")]
+            domains = [r.values["domain"] for r in system.all("company") if r.id not in asked]
             pairs = [tuple(sorted(r.refs.items())) for r in system.all("deal_contact")]
             names = [r.values["name"] for r in system.all("deal")]
             for found in (emails, domains, pairs):
@@ -224,21 +231,37 @@ class Simulation:
 
 
 @pytest.mark.parametrize("seed", [*KNOWN, *SEEDS])
-def test_the_promises_hold_in_a_seeded_world(engine: Engine, seed: int) -> None:
+def test_the_promises_hold_in_a_seeded_world(seed: int) -> None:
     """Convergence, termination, nothing twice and nothing lost, whatever happened on the way."""
-    simulation = Simulation(engine, seed)
+    simulation = Simulation(MemoryDatabase(), seed)
     simulation.play()
     simulation.check()
 
 
-def test_the_same_seed_gives_the_same_history(engine: Engine) -> None:
+def test_the_same_seed_gives_the_same_history() -> None:
     """A failing seed can be looked at again as often as needed."""
     traces = []
     for _ in range(2):
-        with engine.begin() as connection:
-            for table in reversed(s.metadata.sorted_tables):
-                connection.execute(text(f"TRUNCATE {table.name} RESTART IDENTITY CASCADE"))
-        simulation = Simulation(engine, 3)
+        simulation = Simulation(MemoryDatabase(), 3)
         simulation.play()
         traces.append(simulation.trace())
     assert traces[0] == traces[1]
+
+
+@pytest.mark.parametrize("seed", COMPARED)
+def test_a_history_is_the_same_in_a_real_database_down_to_each_row(engine: Engine, seed: int) -> None:
+    """What the simulation proves in memory is proven of PostgreSQL: same calls, same content of every table."""
+    real, memory = Simulation(engine, seed), Simulation(MemoryDatabase(), seed)
+    for simulation in (real, memory):
+        simulation.play()
+        simulation.check()
+    assert real.trace() == memory.trace()
+    assert memory.crashes > 0
+    for name in ("feed", "link", "sighting", "match_review", "run", "plan", "operation", "change_log", "conflict"):
+        assert content(real.world, name) == content(memory.world, name), name
+
+
+def content(world: World, name: str) -> list[Row]:
+    """A table's rows by their primary key."""
+    keys = [each.name for each in s.metadata.tables[name].primary_key]
+    return sorted(world.database.table(PAIR, name), key=lambda row: tuple(row[key] for key in keys))

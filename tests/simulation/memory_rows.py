@@ -1,0 +1,772 @@
+"""The rows of any number of pairs in memory: for the simulation, which makes millions of calls.
+
+It keeps what PostgreSQL keeps, refuses what its constraints refuse, rolls back what it would roll
+back, and gives rows in the same order; ``tests/state/test_rows.py`` holds both to one suite. A row
+is never changed in place: a change puts another one in its stead, so that rows can be given out as
+they are and taken back by remembering what stood there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any, Final, Literal
+
+from sqlalchemy import CheckConstraint, Table
+
+from syncd.core.merge import BY_PERSON
+from syncd.core.model import KINDS, Address, Side, Verb
+from syncd.errors import LeaseLostError, NotFoundError
+from syncd.state import schema as s
+from syncd.state.lease import TTL_SECONDS, Lease
+from syncd.state.rows import Joined, Listing, Place, Row
+
+_EPOCH: Final = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+_OPEN: Final = ("intended", "sent")
+
+#: Where a row is to be found again: index names and values, as tuples.
+Entries = Callable[[Row], Iterable[Hashable]]
+
+
+class ViolationError(Exception):
+    """What the database would refuse: a constraint, a watermark that goes back, a takeover amid a commit."""
+
+
+class MemoryTable:
+    """One table of one pair: rows by key, indexes, what must be unique, defaults and checks of the schema."""
+
+    def __init__(
+        self,
+        table: Table,
+        key: Callable[[Row], Hashable],
+        *,
+        indexed: Entries = lambda row: (),
+        unique: Entries = lambda row: (),
+    ):
+        self.rows: dict[Hashable, Row] = {}
+        self.undo: list[tuple[MemoryTable, Hashable, Row | None]] | None = None
+        self._table = table.name
+        self._key = key
+        self._indexed, self._unique = indexed, unique
+        self._index: dict[Hashable, dict[Hashable, None]] = {}
+        self._holder: dict[Hashable, Hashable] = {}
+        self._serial = 0
+        self._is_numbered = any(each.identity is not None for each in table.c)
+        self._defaults = {each.name: _default(each) for each in table.c}
+        self._required = tuple(each.name for each in table.c if not each.nullable)
+        self._allowed = _allowed(table)
+
+    def add(self, row: Row) -> None:
+        """Insert, or replace what stands under the same key. A number that was given once is never given again."""
+        if self._is_numbered and row.get("id") is None:
+            self._serial += 1
+            row = {**row, "id": self._serial}
+        self._put(self._key(row), {**self._defaults, **row})
+
+    def change(self, row: Row, changes: Row) -> None:
+        self._put(self._key(row), {**row, **changes})
+
+    def drop(self, row: Row) -> None:
+        self._put(self._key(row), None)
+
+    def skip_number(self) -> None:
+        """An upsert that finds its row has drawn a number all the same."""
+        self._serial += 1
+
+    def find(self, *entry: Hashable) -> list[Row]:
+        """Rows that are indexed under this, in the order in which they came."""
+        return [self.rows[key] for key in self._index.get(entry, ())]
+
+    def count(self, *entry: Hashable) -> int:
+        return len(self._index.get(entry, ()))
+
+    def one(self, *entry: Hashable) -> Row | None:
+        """The one row that holds this, of what is unique."""
+        key = self._holder.get(entry)
+        return self.rows[key] if key is not None else None
+
+    def _put(self, key: Hashable, row: Row | None) -> None:
+        if self.undo is None:
+            raise RuntimeError("rows are written inside a transaction, which proves the lease")
+        if row is not None:
+            self._check(key, row)
+        self.undo.append((self, key, self.rows.get(key)))
+        self.set(key, row)
+
+    def set(self, key: Hashable, row: Row | None) -> None:
+        """Put a row, or nothing, where this key is, unchecked."""
+        before = self.rows.get(key)
+        if row is None:
+            self.rows.pop(key, None)
+        else:
+            self.rows[key] = row
+        old, new = (tuple(self._indexed(each)) if each is not None else () for each in (before, row))
+        if old != new:
+            for entry in old:
+                self._index[entry].pop(key, None)
+            for entry in new:
+                self._index.setdefault(entry, {})[key] = None
+        old, new = (tuple(self._unique(each)) if each is not None else () for each in (before, row))
+        if old != new:
+            for entry in old:
+                self._holder.pop(entry, None)
+            for entry in new:
+                self._holder[entry] = key
+
+    def _check(self, key: Hashable, row: Row) -> None:
+        if len(row) != len(self._defaults):
+            raise ViolationError(f"{self._table} has no such column: {sorted(row.keys() - self._defaults.keys())}")
+        for name in self._required:
+            if row[name] is None:
+                raise ViolationError(f"{self._table}.{name} is empty")
+        for name, allowed in self._allowed:
+            if row[name] is not None and row[name] not in allowed:
+                raise ViolationError(f"{self._table}.{name} is none of {sorted(allowed)}")
+        for entry in self._unique(row):
+            if self._holder.get(entry, key) != key:
+                raise ViolationError(f"{self._table} holds another row already for what must be unique")
+
+
+def _default(column: Any) -> Any:
+    """What the database puts into a column that an insert leaves out."""
+    if column.server_default is None or column.identity is not None:
+        return None
+    told = str(getattr(column.server_default.arg, "text", column.server_default.arg)).strip("'")
+    if told == "{}" and column.type.python_type is list:
+        return []
+    if told.startswith(("{", "[")) or told in ("false", "true") or column.type.python_type is int:
+        return json.loads(told)
+    return told
+
+
+def _allowed(table: Table) -> tuple[tuple[str, frozenset[str]], ...]:
+    """The columns that take one of a few words."""
+    found = []
+    for each in table.constraints:
+        if isinstance(each, CheckConstraint) and (told := re.fullmatch(r"(\w+) IN \((.*)\)", str(each.sqltext))):
+            found.append((told[1], frozenset(re.findall(r"'(\w+)'", told[2]))))
+    return tuple(found)
+
+
+# --- how rows are found again -------------------------------------------------------------
+
+
+def _id(row: Row) -> Hashable:
+    found: Hashable = row["id"]
+    return found
+
+
+def _link_entries(row: Row) -> Iterable[Hashable]:
+    kind = row["kind"]
+    yield ("kind", kind)
+    if not row["is_marked"]:
+        yield ("unmarked", kind)
+    for side in ("left", "right"):
+        yield ("parent", side, kind, row[f"{side}_parent"])
+        for key in row[f"{side}_keys"]:
+            yield ("key", side, kind, key)
+
+
+def _link_unique(row: Row) -> Iterable[Hashable]:
+    return (("left", row["kind"], row["left_id"]), ("right", row["kind"], row["right_id"]))
+
+
+def _sighting_entries(row: Row) -> Iterable[Hashable]:
+    side, kind = row["side"], row["kind"]
+    yield ("linked" if row["is_linked"] else "alone", side, kind)
+    yield ("state", side, kind, row["state"])
+    yield ("parent", side, kind, row["parent"])
+    if row["mark"] is not None:
+        yield ("mark", side, kind, row["mark"])
+    if row["is_deleted"] and row["facts"].get("merged_into") is not None:
+        yield ("merged", side, kind)
+    for key in row["keys"]:
+        yield ("key", side, kind, key)
+
+
+def _operation_entries(row: Row) -> Iterable[Hashable]:
+    yield ("plan", row["plan"])
+    if row["verb"] == "create":
+        yield ("create", row["plan"], row["kind"], row["side"])
+    if row["state"] == "planned":
+        yield ("planned", row["plan"], row["kind"], row["verb"], row["side"])
+    if row["state"] in _OPEN:
+        yield ("open",)
+
+
+def _operation_unique(row: Row) -> Iterable[Hashable]:
+    yield ("key", row["idempotency_key"])
+    if row["state"] in _OPEN:
+        at = (row["kind"], row["side"])
+        if row["target_id"] is not None:
+            yield ("target", *at, row["target_id"])
+        if row["verb"] == "create" and row["source_id"] is not None:
+            yield ("source", *at, row["source_id"])
+
+
+def _review_entries(row: Row) -> Iterable[Hashable]:
+    return (("answer", row["kind"], row["answer"]),)
+
+
+def _review_unique(row: Row) -> Iterable[Hashable]:
+    return (("open", row["kind"], row["side"], row["record_id"]),) if row["answered_at"] is None else ()
+
+
+def _conflict_entries(row: Row) -> Iterable[Hashable]:
+    return (("open", row["kind"], row["left_id"], row["right_id"]),) if row["settled_at"] is None else ()
+
+
+def _conflict_unique(row: Row) -> Iterable[Hashable]:
+    return (("open", row["kind"], row["left_id"], row["right_id"], row["field"]),) if row["settled_at"] is None else ()
+
+
+class _Tables:
+    """All tables of one pair, its lease, and what its open transaction would have to take back."""
+
+    def __init__(self, pair: str) -> None:
+        self.feed = MemoryTable(s.feed, lambda row: (row["side"], row["kind"], row["parent"]))
+        self.link = MemoryTable(s.link, _id, indexed=_link_entries, unique=_link_unique)
+        self.sighting = MemoryTable(
+            s.sighting, lambda row: (row["side"], row["kind"], row["id"]), indexed=_sighting_entries
+        )
+        self.match_review = MemoryTable(s.match_review, _id, indexed=_review_entries, unique=_review_unique)
+        self.run = MemoryTable(
+            s.run, _id,
+            indexed=lambda row: (("reason", row["reason"]),),
+            unique=lambda row: (("running",),) if row["state"] == "running" else (),
+        )  # fmt: skip
+        self.plan = MemoryTable(s.plan, _id, indexed=lambda row: (("state", row["state"]),))
+        self.operation = MemoryTable(s.operation, _id, indexed=_operation_entries, unique=_operation_unique)
+        self.change_log = MemoryTable(s.change_log, _id)
+        self.conflict = MemoryTable(s.conflict, _id, indexed=_conflict_entries, unique=_conflict_unique)
+        self.lease = Lease(pair, "", 0)
+        self.leased_until: datetime | None = None
+        self.writer: object = None
+
+    def all(self) -> tuple[MemoryTable, ...]:
+        return (
+            self.feed, self.link, self.sighting, self.match_review, self.run, self.plan, self.operation,
+            self.change_log, self.conflict,
+        )  # fmt: skip
+
+    @contextmanager
+    def changing(self, writer: object) -> Iterator[None]:
+        """All that happens to the tables meanwhile happens, or nothing."""
+        if self.writer is not None:
+            raise ViolationError("a transaction is open on this pair: whoever comes waits for its end")
+        undo: list[tuple[MemoryTable, Hashable, Row | None]] = []
+        self.writer = writer
+        for table in self.all():
+            table.undo = undo
+        try:
+            yield
+        except BaseException:
+            for table, key, row in reversed(undo):
+                table.set(key, row)
+            raise
+        finally:
+            self.writer = None
+            for table in self.all():
+                table.undo = None
+
+
+@dataclass
+class MemoryDatabase:
+    """The state of all pairs, and their leases.
+
+    ``on_commit`` is called ``before`` and ``after`` each commit; what it raises ends the process there.
+    """
+
+    on_commit: Callable[[str], None] = lambda moment: None
+    _pairs: dict[str, _Tables] = field(default_factory=dict)
+
+    def register(self, pair_id: str, at: datetime) -> None:
+        self._pairs.setdefault(pair_id, _Tables(pair_id))
+
+    def rows(self, pair_id: str) -> MemoryRows:
+        return MemoryRows(self, self.tables(pair_id), pair_id)
+
+    def tables(self, pair_id: str) -> _Tables:
+        if pair_id not in self._pairs:
+            raise NotFoundError(f"no pair {pair_id}")
+        return self._pairs[pair_id]
+
+    def table(self, pair_id: str, name: str) -> list[Row]:
+        """All rows of a table, as the tests look at them."""
+        found: MemoryTable = getattr(self.tables(pair_id), name)
+        return list(found.rows.values())
+
+    # --- leases, as in syncd/state/lease.py -------------------------------------------
+
+    def acquire(self, pair_id: str, holder: str, at: datetime, *, ttl_seconds: int = TTL_SECONDS) -> Lease | None:
+        """Take the pair if nobody holds it, or its holder let the lease lapse; None if it is held."""
+        tables = self.tables(pair_id)
+        if tables.leased_until is not None and tables.leased_until > at:
+            return None
+        with tables.changing(self):
+            if (left := tables.run.one("running")) is not None:
+                tables.run.change(left, {"state": "abandoned", "finished_at": at})
+        tables.lease = Lease(pair_id, holder, tables.lease.fence + 1)
+        tables.leased_until = at + timedelta(seconds=ttl_seconds)
+        return tables.lease
+
+    def renew(self, lease: Lease, at: datetime, *, ttl_seconds: int = TTL_SECONDS) -> None:
+        """Hold on for another ``ttl_seconds`` from ``at``. Raises LeaseLostError if another worker took over."""
+        tables = self.tables(lease.pair)
+        if tables.lease.fence != lease.fence:
+            raise LeaseLostError(f"{lease.pair}: another worker took over")
+        tables.leased_until = at + timedelta(seconds=ttl_seconds)
+
+    def release(self, lease: Lease) -> None:
+        """Let others have the pair at once; nothing happens if it is lost already."""
+        tables = self.tables(lease.pair)
+        if tables.lease.fence == lease.fence:
+            tables.leased_until = None
+
+    # --- a person's answers, as in syncd/state/desk.py --------------------------------
+
+    def settle_conflict(self, pair_id: str, conflict_id: int, winner: Side, at: datetime) -> None:
+        """A person's word on a conflict; carried out by the next run."""
+        tables = self.tables(pair_id)
+        with tables.changing(self):
+            row = tables.conflict.rows[conflict_id]
+            tables.conflict.change(row, {"settled_at": at, "decided": BY_PERSON, "winner": str(winner)})
+            link = tables.link.one("left", row["kind"], row["left_id"])
+            if link is None or link["right_id"] != row["right_id"]:
+                raise NotFoundError(f"conflict {conflict_id}: the two records are not linked any more")
+            settled = {**link["settled"], row["field"]: str(winner)}
+            tables.link.change(link, {"settled": settled, "next_attempt_at": None})
+
+    def answer_review(self, pair_id: str, review_id: int, answer: str, candidate: str | None, at: datetime) -> None:
+        """A person's answer: ``same`` as a candidate, ``never`` any of them, or ``create`` a new one."""
+        tables = self.tables(pair_id)
+        reviews = tables.match_review
+        with tables.changing(self):
+            row = reviews.rows[review_id]
+            others = [each for each in row["candidates"] if each["id"] != candidate]
+            reviews.change(row, {"answered_at": at, "answer": answer, "answered_with": candidate})
+            if answer == "same" and others:
+                reviews.add({**row, "id": None, "candidates": others, "answered_at": at, "answer": "never"})
+            self._strike_out(tables, row, {each["id"] for each in others}, at)
+            for side in Side:
+                for id_ in (row["record_id"], *(each["id"] for each in row["candidates"])):
+                    seen = tables.sighting.rows.get((side, row["kind"], id_))
+                    if seen is not None and seen["state"] in ("review", "excluded"):
+                        tables.sighting.change(seen, {"state": "new", "reason": ""})
+
+    def _strike_out(self, tables: _Tables, row: Row, apart: Collection[str], at: datetime) -> None:
+        """Those that a person kept apart from a record need not be asked about it again."""
+        for other in sorted(apart):
+            mirror = tables.match_review.one("open", row["kind"], Side(row["side"]).other, other)
+            if mirror is not None:
+                left = [each for each in mirror["candidates"] if each["id"] != row["record_id"]]
+                tables.match_review.change(mirror, {"candidates": left} if left else {"answered_at": at})
+
+
+class MemoryRows:
+    """Fulfils ``Rows``."""
+
+    def __init__(self, database: MemoryDatabase, tables: _Tables, pair: str):
+        self.pair = pair
+        self._database = database
+        self._t = tables
+
+    @contextmanager
+    def transaction(self, lease: Lease) -> Iterator[None]:
+        if self._t.writer is self:
+            yield
+            return
+        if lease.fence != self._t.lease.fence:
+            raise LeaseLostError(f"{lease.pair}: another worker took over")
+        with self._t.changing(self):
+            yield
+            self._database.on_commit("before")
+        self._database.on_commit("after")
+
+    # --- feeds ------------------------------------------------------------------------
+
+    def feeds(self, side: Side, kind: str, parents: Collection[str]) -> list[Row]:
+        feeds = self._t.feed.rows
+        return [feeds[side, kind, parent] for parent in sorted(parents) if (side, kind, parent) in feeds]
+
+    def save_feeds(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            held = self._t.feed.rows.get((row["side"], row["kind"], row["parent"]))
+            if held is None:
+                self._t.feed.add(row)
+                continue
+            before, after = held["watermark_at"], row.get("watermark_at", held["watermark_at"])
+            if before is not None and (after is None or after < before):
+                raise ViolationError(f"a watermark never goes back ({self.pair} {row['side']} {row['kind']})")
+            self._t.feed.change(held, row)
+
+    def parents(
+        self,
+        side: Side,
+        child: str,
+        plan_id: str | None,
+        *,
+        visited_before: datetime | None,
+        closed_before: datetime | None,
+        after: Place | None,
+        limit: int,
+    ) -> list[Row]:
+        kind = "contact" if child == "employment" else "deal"
+        known = {
+            (row[f"{side}_id"], "*" in row[f"{side}_facts"].get("locked", {}))
+            for row in self._t.link.find("kind", kind)
+            if not self._is_gone(side, kind, row[f"{side}_id"])
+        }
+        known |= {(row["source_id"], False) for row in self._t.operation.find("create", plan_id, kind, side.other)}
+        found: list[tuple[Place, str | None]] = []
+        for id_, is_closed in known:
+            feed = self._t.feed.rows.get((side, child, id_))
+            at = feed["visited_at"] if feed is not None else None
+            is_due = visited_before is None or at is None or at < visited_before
+            is_wanted = closed_before is None or not is_closed or at is None or at < closed_before
+            place = Place(is_closed, at or _EPOCH, id_)
+            if is_due and is_wanted and (after is None or place > after):
+                found.append((place, feed["watermark"] if feed is not None else None))
+        return [
+            {
+                "id": place.id, "watermark": watermark, "is_closed": place.is_closed, "visited_at": place.visited_at,
+                "has_children": self._t.link.count("parent", side, child, place.id)
+                + self._t.sighting.count("parent", side, child, place.id) > 0,
+            }
+            for place, watermark in sorted(found)[:limit]
+        ]  # fmt: skip
+
+    def holders(self, side: Side, kind: str, key: str, ids: Collection[str]) -> list[Address]:
+        found = {
+            Address(row[f"{side}_id"], row[f"{side}_parent"])
+            for row in self._t.link.find("kind", kind)
+            if row[f"{side}_facts"].get("opaque", {}).get(key) in ids
+        }
+        found |= {
+            Address(row["id"], row["parent"])
+            for row in self._all_seen(side, kind)
+            if row["facts"].get("opaque", {}).get(key) in ids
+        }
+        return sorted(found, key=lambda each: each.id)
+
+    # --- sightings --------------------------------------------------------------------
+
+    def sightings(self, side: Side, kind: str, ids: Collection[str]) -> list[Row]:
+        seen = self._t.sighting.rows
+        return [seen[side, kind, id_] for id_ in sorted(set(ids)) if (side, kind, id_) in seen]
+
+    def unmatched(self, side: Side, kind: str, after: str, limit: int) -> list[Row]:
+        rows = self._t.sighting.find("state", side, kind, "new")
+        return _by_id(row for row in rows if not row["is_linked"] and row["id"] > after)[:limit]
+
+    def retired(self, side: Side, kind: str) -> list[Row]:
+        return _by_id(self._t.sighting.find("state", side, kind, "retired"))
+
+    def merged_away(self, side: Side, kind: str) -> list[tuple[str, str]]:
+        return sorted((row["id"], row["facts"]["merged_into"]) for row in self._t.sighting.find("merged", side, kind))
+
+    def save_sightings(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._t.sighting.add(row)
+
+    def update_sightings(self, side: Side, kind: str, ids: Collection[str], changes: Row) -> None:
+        for row in self.sightings(side, kind, ids):
+            if any(row[name] != value for name, value in changes.items()):
+                self._t.sighting.change(row, changes)
+
+    def drop_sightings(self, side: Side, kind: str, ids: Collection[str], *, only_gone: bool = False) -> None:
+        for row in self.sightings(side, kind, ids):
+            if row["is_deleted"] or not only_gone:
+                self._t.sighting.drop(row)
+
+    def wake(self, side: Side, kinds: Collection[str], keys: Collection[str]) -> None:
+        for kind in kinds:
+            for row in self._t.sighting.find("state", side, kind, "waiting"):
+                if not row["is_linked"] and not set(row["keys"]).isdisjoint(keys):
+                    self._t.sighting.change(row, {"state": "new", "reason": ""})
+
+    # --- links ------------------------------------------------------------------------
+
+    def links(self, side: Side, kind: str, ids: Collection[str]) -> list[Row]:
+        found = (self._t.link.one(side, kind, id_) for id_ in set(ids))
+        return _by_id(row for row in found if row is not None)
+
+    def link(self, link_id: int) -> Row | None:
+        return self._t.link.rows.get(link_id)
+
+    def linked(self, side: Side, kind: str, ids: Collection[str]) -> list[Joined]:
+        seen = self._t.sighting.rows
+        return [
+            Joined(row, seen.get(("left", kind, row["left_id"])), seen.get(("right", kind, row["right_id"])))
+            for row in self.links(side, kind, ids)
+        ]
+
+    def unsettled(self, kind: str, after: int, limit: int, at: datetime, *, with_marks: bool) -> list[Joined]:
+        moved = [
+            link
+            for side in Side
+            for row in self._t.sighting.find("linked", side, kind)
+            if (link := self._t.link.one(side, kind, row["id"])) is not None
+        ]
+        unmarked = self._t.link.find("unmarked", kind) if with_marks else []
+        found = {
+            row["id"]: row
+            for row in (*moved, *unmarked)
+            if row["id"] > after
+            and row["state"] != "dead"
+            and (row["next_attempt_at"] is None or row["next_attempt_at"] <= at)
+        }
+        return [
+            Joined(row, self._known(Side.LEFT, kind, row), self._known(Side.RIGHT, kind, row))
+            for row in islice(_by_id(found.values()), limit)
+        ]
+
+    def _known(self, side: Side, kind: str, link: Row) -> Row | None:
+        """The sighting of one side of a link, if it knows of its link."""
+        row = self._t.sighting.rows.get((side, kind, link[f"{side}_id"]))
+        return row if row is not None and row["is_linked"] else None
+
+    def counterparts(self, kind: str, side: Side, ids: Collection[str]) -> dict[str, str]:
+        other = f"{side.other}_id"
+        return {id_: row[other] for id_ in ids if (row := self._t.link.one(side, kind, id_)) is not None}
+
+    def insert_links(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._t.link.add(row)
+
+    def update_links(self, rows: Sequence[Row]) -> None:
+        _update(self._t.link, rows)
+
+    def delete_links(self, kind: str, left_ids: Collection[str], right_ids: Collection[str]) -> list[Row]:
+        found = {
+            row["id"]: row
+            for side, ids in ((Side.LEFT, left_ids), (Side.RIGHT, right_ids))
+            for row in self.links(side, kind, ids)
+        }
+        for row in found.values():
+            self._t.link.drop(row)
+        return _by_id(found.values())
+
+    def move_children(self, side: Side, child: str, old: str, new: str) -> None:
+        for row in self._t.link.find("parent", side, child, old):
+            self._t.link.change(row, {f"{side}_parent": new})
+        for row in self._t.sighting.find("parent", side, child, old):
+            if not row["is_linked"]:
+                self._t.sighting.drop(row)
+
+    # --- both -------------------------------------------------------------------------
+
+    def known_children(self, side: Side, kind: str, parents: Collection[str]) -> list[tuple[Address, bool]]:
+        linked = sorted(
+            (row[f"{side}_id"], parent)
+            for parent in set(parents)
+            for row in self._t.link.find("parent", side, kind, parent)
+        )
+        seen = sorted(
+            (row["id"], parent, row["is_deleted"])
+            for parent in set(parents)
+            for row in self._t.sighting.find("parent", side, kind, parent)
+        )
+        return [(Address(*each), False) for each in linked] + [(Address(id_, up), gone) for id_, up, gone in seen]
+
+    def count_known(self, side: Side, kind: str) -> int:
+        return self._t.link.count("kind", kind) + self._t.sighting.count("alone", side, kind)
+
+    def count_links(self) -> dict[str, int]:
+        return {kind: count for kind in KINDS if (count := self._t.link.count("kind", kind))}
+
+    @contextmanager
+    def listing(self, side: Side, kind: str) -> Iterator[Listing]:
+        yield _Listing(self, side, kind)
+
+    def alike(
+        self, side: Side, kind: str, ids: Collection[str], marks: Collection[str], keys: Collection[str]
+    ) -> list[Row]:
+        found = {row["id"]: row for row in self.sightings(side, kind, ids)}
+        for name, values in (("mark", marks), ("key", keys)):
+            for value in values:
+                found |= {row["id"]: row for row in self._t.sighting.find(name, side, kind, value)}
+        return _by_id(row for row in found.values() if not row["is_linked"] and row["state"] != "retired")
+
+    def linked_alike(self, side: Side, kind: str, ids: Collection[str], keys: Collection[str]) -> list[Row]:
+        found = {row["id"]: row for row in self.links(side, kind, ids)}
+        for key in keys:
+            found |= {row["id"]: row for row in self._t.link.find("key", side, kind, key)}
+        return _by_id(
+            {
+                "id": row[f"{side}_id"],
+                "keys": row[f"{side}_keys"],
+                "other_id": row[f"{side.other}_id"],
+                "is_other_gone": self._is_gone(side.other, kind, row[f"{side.other}_id"]),
+            }
+            for row in found.values()
+        )
+
+    def linked_keys(self, side: Side, kind: str, keys: Collection[str]) -> set[str]:
+        return {key for key in keys if self._t.link.count("key", side, kind, key)}
+
+    def currency(self, of: Literal["shared", "linked", "sighted"]) -> str | None:
+        if of == "sighted":
+            told = [row["values"].get("amount") for row in self._all_seen(Side.LEFT, "deal")]
+        else:
+            told = [
+                row["left_base"].get("amount")
+                for row in self._t.link.find("kind", "deal")
+                if of == "linked" or (row["right_base"].get("amount") or {}).get("amount") is not None
+            ]
+        counts = Counter(each["currency"] for each in told if each is not None)
+        return min(counts, key=lambda each: (-counts[each], each), default=None)
+
+    def _all_seen(self, side: Side, kind: str) -> list[Row]:
+        return [*self._t.sighting.find("linked", side, kind), *self._t.sighting.find("alone", side, kind)]
+
+    def _is_gone(self, side: Side, kind: str, id_: str) -> bool:
+        row = self._t.sighting.rows.get((side, kind, id_))
+        return row is not None and bool(row["is_deleted"])
+
+    # --- reviews, conflicts, the change log -------------------------------------------
+
+    def open_review(self, side: Side, kind: str, record_id: str, candidates: Sequence[Any], at: datetime) -> None:
+        held = self._t.match_review.one("open", kind, side, record_id)
+        if held is None:
+            self._t.match_review.add(
+                {"pair": self.pair, "kind": kind, "side": side, "record_id": record_id, "candidates": candidates,
+                 "opened_at": at}
+            )  # fmt: skip
+            return
+        self._t.match_review.skip_number()
+        if held["candidates"] != candidates:
+            self._t.match_review.change(held, {"candidates": candidates})
+
+    def close_reviews(self, side: Side, kind: str, ids: Collection[str], at: datetime) -> None:
+        for id_ in ids:
+            if (row := self._t.match_review.one("open", kind, side, id_)) is not None:
+                self._t.match_review.change(row, {"answered_at": at})
+
+    def answered(self, kind: str, answers: Collection[str]) -> list[Row]:
+        return _by_id(row for answer in answers for row in self._t.match_review.find("answer", kind, answer))
+
+    def chosen(self, kind: str) -> list[Row]:
+        def is_alone(side: str, id_: str) -> bool:
+            row = self._t.sighting.rows.get((side, kind, id_))
+            return row is not None and not row["is_linked"]
+
+        return [
+            row
+            for row in self.answered(kind, ["same"])
+            if is_alone(row["side"], row["record_id"]) and is_alone(Side(row["side"]).other, row["answered_with"])
+        ]
+
+    def open_conflicts(self, kind: str, left_id: str, right_id: str) -> list[Row]:
+        return _by_id(self._t.conflict.find("open", kind, left_id, right_id))
+
+    def insert_conflict(self, row: Row) -> None:
+        self._t.conflict.add(row)
+
+    def update_conflicts(self, ids: Collection[int], changes: Row) -> None:
+        for id_ in ids:
+            self._t.conflict.change(self._t.conflict.rows[id_], changes)
+
+    def insert_changes(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._t.change_log.add(row)
+
+    # --- runs, plans, operations ------------------------------------------------------
+
+    def insert_run(self, row: Row) -> None:
+        self._t.run.add(row)
+
+    def update_run(self, run_id: str, changes: Row) -> None:
+        if (row := self._t.run.rows.get(run_id)) is not None:
+            self._t.run.change(row, changes)
+
+    def backfills(self) -> list[Row]:
+        return sorted(
+            _by_id(self._t.run.find("reason", "backfill")), key=lambda row: _stamp(row["started_at"]), reverse=True
+        )
+
+    def insert_plan(self, row: Row) -> None:
+        self._t.plan.add(row)
+
+    def update_plan(self, plan_id: str, changes: Row) -> None:
+        if (row := self._t.plan.rows.get(plan_id)) is not None:
+            self._t.plan.change(row, changes)
+
+    def discard_plans(self, at: datetime) -> None:
+        for row in self._t.plan.find("state", "open"):
+            self._t.plan.change(row, {"state": "discarded", "ended_at": at})
+
+    def insert_operations(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._t.operation.add(row)
+
+    def update_operations(self, rows: Sequence[Row]) -> None:
+        _update(self._t.operation, rows)
+
+    def operations(self, plan_id: str, state: str | None) -> Iterator[Row]:
+        rows = self._t.operation.find("plan", plan_id)
+        return iter(sorted((row for row in rows if state is None or row["state"] == state), key=_turn))
+
+    def planned(self, plan_id: str, kind: str, verb: Verb, side: Side, limit: int) -> list[Row]:
+        rows = self._t.operation.find("planned", plan_id, kind, verb, side)
+        return sorted(rows, key=lambda row: (row["group_key"], row["id"]))[:limit]
+
+    def planned_creates(self, plan_id: str, kind: str, side: Side, groups: Collection[str]) -> list[Row]:
+        rows = self._t.operation.find("planned", plan_id, kind, "create", side)
+        return _by_id(row for row in rows if row["group_key"] in groups)
+
+    def open_operations(self) -> list[Row]:
+        return _by_id(self._t.operation.find("open"))
+
+    def planned_sources(self, plan_id: str, kind: str, side: Side, ids: Collection[str]) -> set[str]:
+        created = {row["source_id"] for row in self._t.operation.find("create", plan_id, kind, side)}
+        return created.intersection(ids)
+
+    def planned_refs(self, plan_id: str, kind: str, side: Side, ref_kind: str, refs: Collection[str]) -> set[str]:
+        named = {row["refs"]["ids"].get(ref_kind) for row in self._t.operation.find("create", plan_id, kind, side)}
+        return named.intersection(refs)
+
+
+class _Listing:
+    def __init__(self, rows: MemoryRows, side: Side, kind: str):
+        self._rows, self._side, self._kind = rows, side, kind
+        self._shown: set[str] = set()
+
+    def add(self, ids: Sequence[str]) -> None:
+        self._shown.update(ids)
+
+    def missing(self) -> list[Address]:
+        rows, side, kind = self._rows, self._side, self._kind
+        found = [
+            Address(row[f"{side}_id"], row[f"{side}_parent"])
+            for row in rows._t.link.find("kind", kind)
+            if row[f"{side}_id"] not in self._shown and not rows._is_gone(side, kind, row[f"{side}_id"])
+        ]
+        return sorted(found, key=lambda each: each.id)
+
+
+def _update(table: MemoryTable, rows: Iterable[Row]) -> None:
+    for changes in rows:
+        if (row := table.rows.get(changes["id"])) is not None:
+            table.change(row, changes)
+
+
+def _by_id(rows: Iterable[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: row["id"])
+
+
+def _stamp(at: datetime) -> float:
+    return at.timestamp()
+
+
+def _turn(row: Row) -> tuple[Any, ...]:
+    """When an operation is applied: parents before children, deletes last and in reverse, the CRM first."""
+    position, is_delete = KINDS.index(row["kind"]), row["verb"] == "delete"
+    place = (is_delete, -position if is_delete else position, row["verb"], row["side"] == Side.LEFT)
+    return (*place, row["group_key"], row["id"])
