@@ -7,13 +7,13 @@ import tempfile
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
 from syncd.state import embedded, migrate
-from tests.simulation.memory_rows import MemoryDatabase
+from tests.engine.world import PostgresState, State
+from tests.simulation.memory_rows import MemoryState
 
 _serial = count()
 
@@ -68,16 +68,12 @@ def engine(database_url: str, _template: str) -> Iterator[Engine]:
         engine.dispose()
 
 
-State: TypeAlias = Engine | MemoryDatabase
-
-
 @pytest.fixture(params=["postgres", "memory"])
 def state(request: pytest.FixtureRequest) -> State:
     """What keeps the state: a real database, or the one in memory that the simulation uses. Each law holds on both."""
     if request.param == "memory":
-        return MemoryDatabase()
-    engine: Engine = request.getfixturevalue("engine")
-    return engine
+        return MemoryState()
+    return PostgresState(request.getfixturevalue("engine"))
 
 
 def _database(url: str, template: str | None) -> Iterator[str]:

@@ -15,8 +15,7 @@ from syncd.core.plan import KindRules, OnDelete
 from syncd.errors import HaltedError, PlanMovedError, TransientError
 from syncd.state import schema as s
 from syncd.testing.memory import MemoryFault
-from tests.conftest import State
-from tests.engine.world import PAIR, World, rules
+from tests.engine.world import State, World, rules
 
 
 @pytest.fixture
@@ -634,7 +633,7 @@ def test_an_answer_in_a_review_is_carried_out_by_the_next_run(world: World) -> N
     twins = [world.crm.add("contact", {"email": "anna@x.se"}) for _ in range(2)]
     world.run()
     review = next(row for row in world.rows(s.match_review) if row.side == "left")
-    world.database.answer_review(PAIR, review.id, "same", twins[1], world.clock())
+    world.kept.answer_review(review.id, "same", twins[1], world.clock())
     world.settle()
     assert world.links("contact")[left] == twins[1]
 
@@ -649,7 +648,7 @@ def test_a_held_conflict_is_settled_by_a_persons_word(state: State) -> None:
     world.crm.edit("contact", crm_contact, first_name="right")
     world.run()
     conflict = world.rows(s.conflict)[0]
-    world.database.settle_conflict(PAIR, conflict.id, Side.RIGHT, world.clock())
+    world.kept.settle_conflict(conflict.id, Side.RIGHT, world.clock())
     world.settle()
     assert world.hub.get("contact", ids["contact"]).values["first_name"] == "right"
     assert [row.decided for row in world.rows(s.conflict)] == ["a person's word"]

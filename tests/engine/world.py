@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from random import Random
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import structlog
 from sqlalchemy import Engine, select
@@ -19,15 +19,13 @@ from syncd.engine.context import Context, PairRules, Report, System
 from syncd.engine.retry import Courier, Patience
 from syncd.engine.run import Order, execute, execute_plan
 from syncd.errors import HaltedError, SyncdError
-from syncd.state import desk, lease, pairs
+from syncd.state import desk, pairs
 from syncd.state import schema as s
-from syncd.state.lease import Lease
+from syncd.state.lease import Lease, acquire, release, renew
 from syncd.state.postgres import PostgresRows
-from syncd.state.rows import Row, Rows
 from syncd.state.store import Store
 from syncd.testing.memory import MemoryConnector, MemorySystem
-
-PAIR = "t/crm"
+from tests.simulation.memory_rows import MemoryState
 
 
 @dataclass
@@ -48,68 +46,53 @@ def rules(**kinds: KindRules) -> dict[str, KindRules]:
     return {kind: kinds.get(kind, generous) for kind in KINDS}
 
 
-class Database(Protocol):
-    """What keeps a world's state, whichever it is."""
-
-    def register(self, pair_id: str, at: datetime) -> None: ...
-
-    def rows(self, pair_id: str) -> Rows: ...
-
-    def acquire(self, pair_id: str, holder: str, at: datetime) -> Lease | None: ...
-
-    def renew(self, held: Lease, at: datetime) -> None: ...
-
-    def release(self, held: Lease) -> None: ...
-
-    def table(self, pair_id: str, name: str) -> list[Row]:
-        """All rows of a table, as the tests look at them."""
-
-    def settle_conflict(self, pair_id: str, conflict_id: int, winner: Side, at: datetime) -> None: ...
-
-    def answer_review(self, pair_id: str, review_id: int, answer: str, candidate: str | None, at: datetime) -> None: ...
-
-
 @dataclass(frozen=True)
-class PostgresDatabase:
-    """A ``Database`` that is one: the daemon's own modules, by the names that the world uses."""
+class PostgresState:
+    """The state of one pair in a real database: the daemon's own modules, by the names that a world uses."""
 
     engine: Engine
+    pair: str = "t/crm"
 
-    def register(self, pair_id: str, at: datetime) -> None:
-        tenant, _, name = pair_id.partition("/")
+    def __post_init__(self) -> None:
+        tenant, _, name = self.pair.partition("/")
+        at = Clock().at
         pairs.register(
             self.engine, tenant=tenant, name=name, connector="memory", namespace=name, config_hash="1", at=at
         )  # fmt: skip
 
-    def rows(self, pair_id: str) -> PostgresRows:
-        return PostgresRows(self.engine, pair_id)
+    def store(self, lease: Lease) -> Store:
+        return Store(PostgresRows(self.engine, self.pair), lease)
 
-    def acquire(self, pair_id: str, holder: str, at: datetime) -> Lease | None:
-        return lease.acquire(self.engine, pair_id, holder, at)
-
-    def renew(self, held: Lease, at: datetime) -> None:
-        lease.renew(self.engine, held, at)
-
-    def release(self, held: Lease) -> None:
-        lease.release(self.engine, held)
-
-    def table(self, pair_id: str, name: str) -> list[Row]:
-        of = s.metadata.tables[name]
+    def dump(self, table: str) -> list[dict[str, Any]]:
+        of = s.metadata.tables[table]
         with self.engine.connect() as tx:
-            return [dict(row) for row in tx.execute(select(of).where(of.c.pair == pair_id)).mappings()]
+            found = tx.execute(select(of).where(of.c.pair == self.pair).order_by(*of.primary_key))
+            return [dict(row) for row in found.mappings()]
 
-    def settle_conflict(self, pair_id: str, conflict_id: int, winner: Side, at: datetime) -> None:
+    def acquire(self, holder: str, at: datetime) -> Lease | None:
+        return acquire(self.engine, self.pair, holder, at)
+
+    def renew(self, lease: Lease, at: datetime) -> None:
+        renew(self.engine, lease, at)
+
+    def release(self, lease: Lease) -> None:
+        release(self.engine, lease)
+
+    def settle_conflict(self, conflict_id: int, winner: Side, at: datetime) -> None:
         desk.settle_conflict(self.engine, f"c{conflict_id}", winner, at)
 
-    def answer_review(self, pair_id: str, review_id: int, answer: str, candidate: str | None, at: datetime) -> None:
+    def answer_review(self, review_id: int, answer: str, candidate: str | None, at: datetime) -> None:
         desk.answer_review(self.engine, f"r{review_id}", answer, candidate, at)
+
+
+State: TypeAlias = PostgresState | MemoryState
 
 
 @dataclass
 class World:
-    """``state`` is a real database, or one in memory."""
+    """``state`` is kept in a real database, or in memory."""
 
-    state: Engine | Database
+    state: Engine | State
     clock: Clock = field(default_factory=Clock)
     kinds: Mapping[str, KindRules] = field(default_factory=rules)
     limits: Limits = field(default_factory=Limits)
@@ -121,13 +104,13 @@ class World:
     def __post_init__(self) -> None:
         self.hub = MemorySystem(self.clock, is_hub=True, account_id="hub")
         self.crm = MemorySystem(self.clock, account_id="crm")
-        self.database: Database = PostgresDatabase(self.state) if isinstance(self.state, Engine) else self.state
-        self.database.register(PAIR, self.clock())
+        self.kept: State = PostgresState(self.state) if isinstance(self.state, Engine) else self.state
+        self.clock()
 
     @property
     def engine(self) -> Engine:
-        assert isinstance(self.state, Engine), "this world's state is in memory"
-        return self.state
+        assert isinstance(self.kept, PostgresState), "this world's state is in memory"
+        return self.kept.engine
 
     def new_id(self) -> str:
         return f"id-{next(self.serial):08d}"
@@ -135,7 +118,7 @@ class World:
     def context(
         self, held: Lease, *, is_dry: bool = False, only: frozenset[str] | None = None, is_waived: bool = False
     ) -> Context:
-        store = Store(self.database.rows(held.pair), held)
+        store = self.kept.store(held)
         systems: dict[Side, System] = {}
         for side, system in ((Side.LEFT, self.hub), (Side.RIGHT, self.crm)):
             patience = Patience(self.clock, self.clock.sleep, Random(1))
@@ -159,7 +142,7 @@ class World:
 
     def run(self, **order: Any) -> Report:
         """One run, as the daemon would make it. Raises what the run raises."""
-        held = self.database.acquire(PAIR, "worker", self.clock())
+        held = self.kept.acquire("worker", self.clock())
         assert held is not None
         ctx = self.context(
             held, is_dry=order.get("reason") == "plan", only=order.pop("only", None),
@@ -176,12 +159,12 @@ class World:
             raise
         finally:
             ctx.journal.end_run(ctx.run_id, state, self.clock(), {}, {}, "")
-            self.database.release(held)
+            self.kept.release(held)
             self.context_of_last_run = ctx
         return ctx.report
 
     def apply(self, plan_id: str) -> Report:
-        held = self.database.acquire(PAIR, "worker", self.clock())
+        held = self.kept.acquire("worker", self.clock())
         assert held is not None
         ctx = self.context(held)
         ctx.journal.begin_run(ctx.run_id, "apply", self.clock())
@@ -189,7 +172,7 @@ class World:
             execute_plan(ctx, plan_id)
         finally:
             ctx.journal.end_run(ctx.run_id, "done", self.clock(), {}, {}, "")
-            self.database.release(held)
+            self.kept.release(held)
         return ctx.report
 
     def settle(self, rounds: int = 3) -> None:
@@ -208,7 +191,7 @@ class World:
 
     def rows(self, table: Any) -> list[Any]:
         """A table's rows, with the columns as attributes."""
-        return [SimpleNamespace(**row) for row in self.database.table(PAIR, table.name)]
+        return [SimpleNamespace(**row) for row in self.kept.dump(table.name)]
 
     def links(self, kind: str) -> dict[str, str]:
         return {row.left_id: row.right_id for row in self.rows(s.link) if row.kind == kind}

@@ -1,4 +1,4 @@
-"""The rows of any number of pairs in memory: for the simulation, which makes millions of calls.
+"""The state of a pair in memory: for the simulation, which makes millions of calls.
 
 It keeps what PostgreSQL keeps, refuses what its constraints refuse, rolls back what it would roll
 back, and gives rows in the same order; ``tests/state/test_rows.py`` holds both to one suite. A row
@@ -13,10 +13,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 from sqlalchemy import CheckConstraint, Table
 
@@ -26,12 +25,15 @@ from syncd.errors import LeaseLostError, NotFoundError
 from syncd.state import schema as s
 from syncd.state.lease import TTL_SECONDS, Lease
 from syncd.state.rows import Joined, Listing, Place, Row
+from syncd.state.store import Store
 
 _EPOCH: Final = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 _OPEN: Final = ("intended", "sent")
 
 #: Where a row is to be found again: index names and values, as tuples.
 Entries = Callable[[Row], Iterable[Hashable]]
+#: Of which table, under which key, what stood there before a change.
+Undo: TypeAlias = "tuple[MemoryTable, Hashable, Row | None]"
 
 
 class ViolationError(Exception):
@@ -49,8 +51,8 @@ class MemoryTable:
         indexed: Entries = lambda row: (),
         unique: Entries = lambda row: (),
     ):
-        self.rows: dict[Hashable, Row] = {}
-        self.undo: list[tuple[MemoryTable, Hashable, Row | None]] | None = None
+        self.rows: dict[Any, Row] = {}
+        self.undo: list[Undo] | None = None
         self._table = table.name
         self._key = key
         self._indexed, self._unique = indexed, unique
@@ -226,10 +228,16 @@ def _conflict_unique(row: Row) -> Iterable[Hashable]:
     return (("open", row["kind"], row["left_id"], row["right_id"], row["field"]),) if row["settled_at"] is None else ()
 
 
-class _Tables:
-    """All tables of one pair, its lease, and what its open transaction would have to take back."""
+class MemoryState:
+    """The state of one pair: its tables, its lease, and what a person answered.
 
-    def __init__(self, pair: str) -> None:
+    ``on_commit`` is called ``before`` and ``after`` each commit of something; what it raises ends the
+    process there.
+    """
+
+    def __init__(self, pair: str = "t/crm", on_commit: Callable[[str], None] = lambda moment: None) -> None:
+        self.pair = pair
+        self.on_commit = on_commit
         self.feed = MemoryTable(s.feed, lambda row: (row["side"], row["kind"], row["parent"]))
         self.link = MemoryTable(s.link, _id, indexed=_link_entries, unique=_link_unique)
         self.sighting = MemoryTable(
@@ -245,149 +253,126 @@ class _Tables:
         self.operation = MemoryTable(s.operation, _id, indexed=_operation_entries, unique=_operation_unique)
         self.change_log = MemoryTable(s.change_log, _id)
         self.conflict = MemoryTable(s.conflict, _id, indexed=_conflict_entries, unique=_conflict_unique)
-        self.lease = Lease(pair, "", 0)
-        self.leased_until: datetime | None = None
+        self._tables = {name: each for name, each in vars(self).items() if isinstance(each, MemoryTable)}
+        self._lease = Lease(pair, "", 0)
+        self._leased_until: datetime | None = None
         self.writer: object = None
 
-    def all(self) -> tuple[MemoryTable, ...]:
-        return (
-            self.feed, self.link, self.sighting, self.match_review, self.run, self.plan, self.operation,
-            self.change_log, self.conflict,
-        )  # fmt: skip
+    def store(self, lease: Lease) -> Store:
+        """A store of the pair's own rows, as each run makes one."""
+        return Store(MemoryRows(self), lease)
+
+    def dump(self, table: str) -> list[dict[str, Any]]:
+        """All rows of a table, by its key."""
+        rows = self._tables[table].rows
+        return [dict(rows[key]) for key in sorted(rows)]
+
+    def prove(self, lease: Lease) -> None:
+        """Raises LeaseLostError if another worker took over."""
+        if self._lease.fence != lease.fence:
+            raise LeaseLostError(f"{lease.pair}: another worker took over")
 
     @contextmanager
-    def changing(self, writer: object) -> Iterator[None]:
+    def changing(self, writer: object) -> Iterator[list[Undo]]:
         """All that happens to the tables meanwhile happens, or nothing."""
         if self.writer is not None:
             raise ViolationError("a transaction is open on this pair: whoever comes waits for its end")
-        undo: list[tuple[MemoryTable, Hashable, Row | None]] = []
+        undo: list[Undo] = []
         self.writer = writer
-        for table in self.all():
+        for table in self._tables.values():
             table.undo = undo
         try:
-            yield
+            yield undo
         except BaseException:
             for table, key, row in reversed(undo):
                 table.set(key, row)
             raise
         finally:
             self.writer = None
-            for table in self.all():
+            for table in self._tables.values():
                 table.undo = None
-
-
-@dataclass
-class MemoryDatabase:
-    """The state of all pairs, and their leases.
-
-    ``on_commit`` is called ``before`` and ``after`` each commit; what it raises ends the process there.
-    """
-
-    on_commit: Callable[[str], None] = lambda moment: None
-    _pairs: dict[str, _Tables] = field(default_factory=dict)
-
-    def register(self, pair_id: str, at: datetime) -> None:
-        self._pairs.setdefault(pair_id, _Tables(pair_id))
-
-    def rows(self, pair_id: str) -> MemoryRows:
-        return MemoryRows(self, self.tables(pair_id), pair_id)
-
-    def tables(self, pair_id: str) -> _Tables:
-        if pair_id not in self._pairs:
-            raise NotFoundError(f"no pair {pair_id}")
-        return self._pairs[pair_id]
-
-    def table(self, pair_id: str, name: str) -> list[Row]:
-        """All rows of a table, as the tests look at them."""
-        found: MemoryTable = getattr(self.tables(pair_id), name)
-        return list(found.rows.values())
 
     # --- leases, as in syncd/state/lease.py -------------------------------------------
 
-    def acquire(self, pair_id: str, holder: str, at: datetime, *, ttl_seconds: int = TTL_SECONDS) -> Lease | None:
+    def acquire(self, holder: str, at: datetime, *, ttl_seconds: int = TTL_SECONDS) -> Lease | None:
         """Take the pair if nobody holds it, or its holder let the lease lapse; None if it is held."""
-        tables = self.tables(pair_id)
-        if tables.leased_until is not None and tables.leased_until > at:
+        if self._leased_until is not None and self._leased_until > at:
             return None
-        with tables.changing(self):
-            if (left := tables.run.one("running")) is not None:
-                tables.run.change(left, {"state": "abandoned", "finished_at": at})
-        tables.lease = Lease(pair_id, holder, tables.lease.fence + 1)
-        tables.leased_until = at + timedelta(seconds=ttl_seconds)
-        return tables.lease
+        with self.changing(self):
+            if (left := self.run.one("running")) is not None:
+                self.run.change(left, {"state": "abandoned", "finished_at": at})
+        self._lease = Lease(self.pair, holder, self._lease.fence + 1)
+        self._leased_until = at + timedelta(seconds=ttl_seconds)
+        return self._lease
 
     def renew(self, lease: Lease, at: datetime, *, ttl_seconds: int = TTL_SECONDS) -> None:
         """Hold on for another ``ttl_seconds`` from ``at``. Raises LeaseLostError if another worker took over."""
-        tables = self.tables(lease.pair)
-        if tables.lease.fence != lease.fence:
-            raise LeaseLostError(f"{lease.pair}: another worker took over")
-        tables.leased_until = at + timedelta(seconds=ttl_seconds)
+        self.prove(lease)
+        self._leased_until = at + timedelta(seconds=ttl_seconds)
 
     def release(self, lease: Lease) -> None:
         """Let others have the pair at once; nothing happens if it is lost already."""
-        tables = self.tables(lease.pair)
-        if tables.lease.fence == lease.fence:
-            tables.leased_until = None
+        if self._lease.fence == lease.fence:
+            self._leased_until = None
 
     # --- a person's answers, as in syncd/state/desk.py --------------------------------
 
-    def settle_conflict(self, pair_id: str, conflict_id: int, winner: Side, at: datetime) -> None:
+    def settle_conflict(self, conflict_id: int, winner: Side, at: datetime) -> None:
         """A person's word on a conflict; carried out by the next run."""
-        tables = self.tables(pair_id)
-        with tables.changing(self):
-            row = tables.conflict.rows[conflict_id]
-            tables.conflict.change(row, {"settled_at": at, "decided": BY_PERSON, "winner": str(winner)})
-            link = tables.link.one("left", row["kind"], row["left_id"])
+        with self.changing(self):
+            row = self.conflict.rows[conflict_id]
+            self.conflict.change(row, {"settled_at": at, "decided": BY_PERSON, "winner": str(winner)})
+            link = self.link.one("left", row["kind"], row["left_id"])
             if link is None or link["right_id"] != row["right_id"]:
                 raise NotFoundError(f"conflict {conflict_id}: the two records are not linked any more")
             settled = {**link["settled"], row["field"]: str(winner)}
-            tables.link.change(link, {"settled": settled, "next_attempt_at": None})
+            self.link.change(link, {"settled": settled, "next_attempt_at": None})
 
-    def answer_review(self, pair_id: str, review_id: int, answer: str, candidate: str | None, at: datetime) -> None:
+    def answer_review(self, review_id: int, answer: str, candidate: str | None, at: datetime) -> None:
         """A person's answer: ``same`` as a candidate, ``never`` any of them, or ``create`` a new one."""
-        tables = self.tables(pair_id)
-        reviews = tables.match_review
-        with tables.changing(self):
-            row = reviews.rows[review_id]
+        with self.changing(self):
+            row = self.match_review.rows[review_id]
             others = [each for each in row["candidates"] if each["id"] != candidate]
-            reviews.change(row, {"answered_at": at, "answer": answer, "answered_with": candidate})
+            self.match_review.change(row, {"answered_at": at, "answer": answer, "answered_with": candidate})
             if answer == "same" and others:
-                reviews.add({**row, "id": None, "candidates": others, "answered_at": at, "answer": "never"})
-            self._strike_out(tables, row, {each["id"] for each in others}, at)
+                apart = {"candidates": others, "answered_at": at, "answer": "never"}
+                self.match_review.add({**row, "id": None, **apart})
+            self._strike_out(row, {each["id"] for each in others}, at)
             for side in Side:
                 for id_ in (row["record_id"], *(each["id"] for each in row["candidates"])):
-                    seen = tables.sighting.rows.get((side, row["kind"], id_))
+                    seen = self.sighting.rows.get((side, row["kind"], id_))
                     if seen is not None and seen["state"] in ("review", "excluded"):
-                        tables.sighting.change(seen, {"state": "new", "reason": ""})
+                        self.sighting.change(seen, {"state": "new", "reason": ""})
 
-    def _strike_out(self, tables: _Tables, row: Row, apart: Collection[str], at: datetime) -> None:
+    def _strike_out(self, row: Row, apart: Collection[str], at: datetime) -> None:
         """Those that a person kept apart from a record need not be asked about it again."""
         for other in sorted(apart):
-            mirror = tables.match_review.one("open", row["kind"], Side(row["side"]).other, other)
+            mirror = self.match_review.one("open", row["kind"], Side(row["side"]).other, other)
             if mirror is not None:
                 left = [each for each in mirror["candidates"] if each["id"] != row["record_id"]]
-                tables.match_review.change(mirror, {"candidates": left} if left else {"answered_at": at})
+                self.match_review.change(mirror, {"candidates": left} if left else {"answered_at": at})
 
 
 class MemoryRows:
     """Fulfils ``Rows``."""
 
-    def __init__(self, database: MemoryDatabase, tables: _Tables, pair: str):
-        self.pair = pair
-        self._database = database
-        self._t = tables
+    def __init__(self, state: MemoryState):
+        self.pair = state.pair
+        self._t = state
 
     @contextmanager
     def transaction(self, lease: Lease) -> Iterator[None]:
-        if self._t.writer is self:
+        state = self._t
+        if state.writer is self:
             yield
             return
-        if lease.fence != self._t.lease.fence:
-            raise LeaseLostError(f"{lease.pair}: another worker took over")
-        with self._t.changing(self):
+        state.prove(lease)
+        with state.changing(self) as undo:
             yield
-            self._database.on_commit("before")
-        self._database.on_commit("after")
+            if undo:
+                state.on_commit("before")
+        if undo:
+            state.on_commit("after")
 
     # --- feeds ------------------------------------------------------------------------
 
