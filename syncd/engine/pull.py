@@ -213,6 +213,16 @@ def _believe(ctx: Context, side: Side, kind: str, gone: Sequence[Address], known
     read_again(ctx, ctx.systems[side], side, kind, gone)
 
 
+def seek_stranded(ctx: Context, kind: str) -> None:
+    """Read relations again whose parent is linked no more, which nobody visits: gone with it, or left on their own."""
+    for side in Side:
+        rows = ctx.store.stranded(side, kind)
+        read_again(ctx, ctx.systems[side], side, kind, [row.side(side).address for row in rows])
+        for row in ctx.store.linked(kind, side, [row.side(side).record.id for row in rows]):
+            if not row.moved:
+                ctx.store.keep(side, row.side(side).record, ctx.now())
+
+
 def read_again(ctx: Context, system: System, side: Side, kind: str, addresses: Sequence[Address]) -> None:
     """Read records by id and keep what is news; a vanished one becomes a tombstone."""
     can = system.kind(kind)

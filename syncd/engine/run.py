@@ -13,11 +13,11 @@ from datetime import datetime
 from typing import Literal
 
 from syncd.core.guard import brakes
-from syncd.core.model import Address, Record, Side
+from syncd.core.model import RELATIONS, Address, Record, Side
 from syncd.engine.apply import apply_plan, recover
 from syncd.engine.context import Context
 from syncd.engine.draft import Draft, draft_kind, proof
-from syncd.engine.pull import drain
+from syncd.engine.pull import drain, seek_stranded
 from syncd.errors import HaltedError, PlanMovedError
 from syncd.state.journal import Entry
 
@@ -62,8 +62,7 @@ def execute(ctx: Context, order: Order) -> str | None:
                     plan_id=draft.plan_id, anew_before=order.anew_before, is_sweep_forced=order.is_sweep,
                 )  # fmt: skip
                 pulled |= {(side, each) for each in group}
-        if ctx.rules.only is None or kind in ctx.rules.only:
-            draft_kind(draft, kind)
+        _draft(draft, kind)
     first_plan = _seal(ctx, draft, order)
     if order.reason == "plan" or first_plan is None:
         return first_plan
@@ -77,12 +76,18 @@ def _look_again(ctx: Context, order: Order, by_kind: dict[str, int]) -> None:
     for _ in range(ROUNDS - 1):
         draft = Draft(ctx, by_kind=by_kind)
         for kind in ctx.kinds:
-            if ctx.rules.only is None or kind in ctx.rules.only:
-                draft_kind(draft, kind)
+            _draft(draft, kind)
         plan_id = _seal(ctx, draft, order)
         if plan_id is None:
             return
         _apply(ctx, plan_id)
+
+
+def _draft(draft: Draft, kind: str) -> None:
+    if draft.ctx.rules.only is None or kind in draft.ctx.rules.only:
+        if kind in RELATIONS:
+            seek_stranded(draft.ctx, kind)
+        draft_kind(draft, kind)
 
 
 def _seal(ctx: Context, draft: Draft, order: Order) -> str | None:

@@ -328,6 +328,19 @@ class PostgresRows:
             rows = sorted((row[0], row[1], row[2], row[3]) for row in tx.execute(union_all(linked, seen)))
         return [(Address(id_, parent), is_gone) for _, id_, parent, is_gone in rows]
 
+    def stranded(self, side: Side, kind: str, above: str, limit: int) -> list[str]:
+        up = s.link.alias("up")
+        own_id, own_parent = _own(s.link, side, "id"), _own(s.link, side, "parent")
+        is_below = exists().where(*self._of(up, above), _own(up, side, "id") == own_parent)
+        statement = select(own_id).where(
+            *self._of(s.link, kind),
+            one_of(s.link.c.state, [LinkState.IN_STEP, LinkState.PENDING]),
+            own_parent.is_not(None),
+            ~is_below,
+        )
+        with self._reading() as tx:
+            return list(tx.execute(statement.order_by(own_id).limit(limit)).scalars())
+
     def count_known(self, side: Side, kind: str) -> int:
         linked = select(func.count()).select_from(s.link).where(*self._of(s.link, kind))
         alone = select(func.count()).select_from(s.sighting).where(*self._seen(side, kind), ~s.sighting.c.is_linked)

@@ -133,6 +133,9 @@ class Rows(Protocol):
     def known_children(self, side: Side, kind: str, parents: Collection[str]) -> list[tuple[Address, bool]]:
         """Records below these parents and whether they are gone, the linked ones first."""
 
+    def stranded(self, side: Side, kind: str, above: str, limit: int) -> list[str]:
+        """Ids of one side of links, in step or pending, whose parent has no link of the kind ``above``."""
+
     def count_known(self, side: Side, kind: str) -> int:
         """Links, and sightings without one."""
 

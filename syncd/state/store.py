@@ -35,6 +35,8 @@ from syncd.state.rows import Joined, Listing, Place, Row, Rows
 
 #: So many parents are read at a time: the vendor is called between two of these reads.
 PARENTS = 1_000
+#: What is visited below a record of a kind.
+CHILDREN = {"contact": "employment", "deal": "deal_contact"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,18 +286,19 @@ class Store:
         return links[survivor.id]
 
     def _inherit(self, side: Side, survivor: Record, link: Row) -> Row:
-        """The link goes over to the survivor, and so do its children."""
-        kind, old = survivor.kind, link[f"{side}_id"]
-        changes = {
-            f"{side}_id": survivor.id,
-            f"{side}_parent": survivor.parent,
-            "is_marked": side is Side.RIGHT and survivor.mark == link["left_id"],
-        }
+        is_marked = side is Side.RIGHT and survivor.mark == link["left_id"]
+        return self._hand_over(side, link, survivor.id, {f"{side}_parent": survivor.parent, "is_marked": is_marked})
+
+    def _hand_over(self, side: Side, link: Row, survivor: str, changes: Row) -> Row:
+        """The link goes over to the survivor, and so do its children; what waited for that one is new."""
+        kind, old = link["kind"], link[f"{side}_id"]
+        changes = {**changes, f"{side}_id": survivor}
         self.rows.update_links([{"id": link["id"], **changes}])
         self.rows.drop_sightings(side, kind, [old])
         # Children are known below the survivor now, whose next visit misses their old ids and asks after them.
-        if child := {"deal": "deal_contact", "contact": "employment"}.get(kind):
-            self.rows.move_children(side, child, old, survivor.id)
+        if child := CHILDREN.get(kind):
+            self.rows.move_children(side, child, old, survivor)
+        self.wake(side, kind, [survivor])
         return {**link, **changes}
 
     def follow_merges(self, side: Side, kind: str, at: datetime) -> None:
@@ -306,13 +309,8 @@ class Store:
                 claims = sum(1 for _, other in merged if other == survivor)
                 if claims > 1 or self.counterparts(kind, side, [survivor]):
                     continue
-                self.rows.update_links(
-                    [
-                        {"id": link["id"], f"{side}_id": survivor, "is_marked": False}
-                        for link in self.rows.links(side, kind, [id_])
-                    ]
-                )
-                self.rows.drop_sightings(side, kind, [id_])
+                for link in self.rows.links(side, kind, [id_]):
+                    self._hand_over(side, link, survivor, {"is_marked": False})
                 self._linked_now(side, kind, [survivor], at)
 
     def _linked_now(self, side: Side, kind: str, ids: Sequence[str], at: datetime) -> None:
@@ -324,6 +322,11 @@ class Store:
         known = self.rows.known_children(side, kind, parents)
         gone = {address.id for address, is_gone in known if is_gone}
         return {address.id: address for address, _ in known if address.id not in gone}
+
+    def stranded(self, side: Side, kind: str) -> list[LinkRow]:
+        """Linked relations below a record that is linked no more: it is not visited, so that nobody hears of them."""
+        above = next(parent for parent, child in CHILDREN.items() if child == kind)
+        return self.linked(kind, side, self.rows.stranded(side, kind, above, PARENTS))
 
     def count_known(self, side: Side, kind: str) -> int:
         """How many live records of a kind are known: linked, or sighted without a link."""

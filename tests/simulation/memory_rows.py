@@ -560,6 +560,16 @@ class MemoryRows:
         )
         return [(Address(*each), False) for each in linked] + [(Address(id_, up), gone) for id_, up, gone in seen]
 
+    def stranded(self, side: Side, kind: str, above: str, limit: int) -> list[str]:
+        known = {row[f"{side}_id"] for row in self._t.link.find("kind", above)}
+        return sorted(
+            row[f"{side}_id"]
+            for row in self._t.link.find("kind", kind)
+            if row["state"] in ("in_step", "pending")
+            and row[f"{side}_parent"] is not None
+            and row[f"{side}_parent"] not in known
+        )[:limit]
+
     def count_known(self, side: Side, kind: str) -> int:
         return self._t.link.count("kind", kind) + self._t.sighting.count("alone", side, kind)
 
