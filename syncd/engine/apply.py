@@ -65,8 +65,8 @@ def recover(ctx: Context) -> None:
 
 #: Why a link was made of a record that our own create left there, and how its operation ended.
 FOUND = "found after its answer was lost"
-#: What a write meets that comes after another one, be it our own.
-_MOVED = (Verdict.STALE, Verdict.MISSING)
+#: What a repeated write may meet although its first sending had its effect.
+_DOUBTFUL = (Verdict.STALE, Verdict.MISSING, Verdict.RETRY)
 
 
 class _Batch:
@@ -247,14 +247,14 @@ class _Batch:
     def _send(self, writes: Sequence[Write]) -> dict[str, Outcome]:
         """One outcome for each write. A batch refused as a whole is halved until the poison is alone.
 
-        Where an answer was lost on the way and the call repeated, a record that moved or went may have
-        done so by our own hand: that is as good as no answer.
+        Where an answer was lost on the way and the call repeated, the first sending may have had its
+        effect whatever the second one met: that is as good as no answer.
         """
         lost_before = self.system.courier.lost_answers
         try:
             outcomes = {each.key: each for each in self.system.connector.write(writes)}
             if self.system.courier.lost_answers > lost_before:
-                outcomes = {key: each for key, each in outcomes.items() if each.verdict not in _MOVED}
+                outcomes = {key: each for key, each in outcomes.items() if each.verdict not in _DOUBTFUL}
         except UnknownOutcomeError:
             outcomes = {}
         except (RejectedError, UnfitValueError) as exc:

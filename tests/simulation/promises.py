@@ -118,7 +118,8 @@ def _agreement(book: _Book, link: Link) -> Iterator[str]:
     if is_gone:
         is_held = any(key[:3] == (kind, link["left_id"], link["right_id"]) for key in book.open_conflicts)
         is_locked = any(row.record.locked or _below_lock(book, row) for row in (left, right))
-        if not (is_held or link["state"] in ("dead",) or (link["state"] == "excluded" and is_locked)):
+        is_below = any(_waits_for_a_person(book, side, row) for side, row in zip(Side, (left, right), strict=True))
+        if not (is_held or is_below or link["state"] == "dead" or (link["state"] == "excluded" and is_locked)):
             yield f"convergence: {where} has lost a side and says {link['state']} ({link['reason']})"
         return
     if link["state"] == "pending":
@@ -135,6 +136,13 @@ def _agreement(book: _Book, link: Link) -> Iterator[str]:
         return
     for name in USED[kind]:
         yield from _field(book, link, name, left, right, where)
+
+
+def _waits_for_a_person(book: _Book, side: Side, row: Row) -> bool:
+    """Whether a person has yet to say what becomes of one of the records that this one names."""
+    ends = [book.by_side[side].get(end) for end in row.record.refs.items()]
+    held = {key[:3] for key in book.open_conflicts if key[3] == ""}
+    return any(link is not None and (link["kind"], link["left_id"], link["right_id"]) in held for link in ends)
 
 
 def _below_lock(book: _Book, row: Row) -> bool:
@@ -320,7 +328,11 @@ def _state_behind_the_world(book: _Book) -> Iterator[str]:
                 ever = [held for each in family for held in each.held.get(name, ())]
                 if name == "stage" and side is Side.LEFT:
                     ever = [*ever, *(STAGES.get(str(each)) for each in ever)]
-                if value is not None and not any(same(FIELDS[link["kind"]][name], value, each) for each in ever):
+                if isinstance(value, frozenset):  # agreed upon element by element
+                    is_true = value <= frozenset().union(*(each for each in ever if isinstance(each, frozenset)))
+                else:
+                    is_true = value is None or any(same(FIELDS[link["kind"]][name], value, each) for each in ever)
+                if not is_true:
                     where = f"{side} {link['kind']} {row.record.id} {name}"
                     yield f"state: the base of {where} was never held there: {value!r}"
     for feed in book.feeds:

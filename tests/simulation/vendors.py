@@ -391,15 +391,14 @@ class Vendor:
                 return Outcome(write.key, Verdict.REJECTED, reason="closed")
         standing = self._standing(write)
         if standing is not None:
-            is_upsert = self.manner is not Manner.PROPSTREET and (
-                kind in _REFS or (write.counterpart is not None and standing.record.mark == write.counterpart)
-            )
+            is_marked = write.counterpart is not None and standing.record.mark == write.counterpart
+            is_upsert = self.manner is not Manner.PROPSTREET and is_marked
             if kind in _REFS and standing.made_for == _RIDER:
                 standing.made_for = None
                 return Outcome(write.key, Verdict.DONE, standing.record)
             if dict(standing.record.refs) != refs and kind in _REFS:
                 return Outcome(write.key, Verdict.REJECTED, reason="a contact has one account")
-            if kind in _REFS and self.manner is not Manner.HUBSPOT:
+            if kind in _REFS:
                 return Outcome(write.key, Verdict.EXISTS, standing.record)
             if not is_upsert:
                 return Outcome(write.key, Verdict.EXISTS, standing.record)
