@@ -612,6 +612,9 @@ class LimitsConfig(_Strict):
     """The brakes of a pair, as far as they are not the usual ones."""
 
     deletes: LimitConfig = _brake("Deletions in one run, per kind and side.", _USUAL.deletes)
+    deletes_in_a_day: LimitConfig = _brake(
+        "Deletions within 24 hours that no person said yes to, per kind and side.", _USUAL.deletes_in_a_day
+    )
     creates: LimitConfig = _brake("Creations in one run, per kind and side.", _USUAL.creates)
     blankings: LimitConfig = _brake("Records of which a run empties fields.", _USUAL.blankings)
     one_field: LimitConfig = _brake("Records on which a run changes one and the same field.", _USUAL.one_field)
@@ -719,6 +722,7 @@ class TenantConfig(_Strict):
         own = pair.limits
         return Limits(
             deletes=own.deletes.over(_USUAL.deletes),
+            deletes_in_a_day=own.deletes_in_a_day.over(_USUAL.deletes_in_a_day),
             creates=own.creates.over(_USUAL.creates),
             blankings=own.blankings.over(_USUAL.blankings),
             one_field=own.one_field.over(_USUAL.one_field),

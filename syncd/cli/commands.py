@@ -141,6 +141,37 @@ def apply_command(folder: Path, plan_id: str, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("plan_id", metavar="PLAN")
+@JSON
+def show(plan_id: str, as_json: bool) -> None:
+    """Show a saved plan: what it would do, and why it waits."""
+    from syncd.report import print_saved, saved_document
+
+    with _service() as service:
+        document = saved_document(service.engine, plan_id)
+    if as_json:
+        _print_json(document)
+    else:
+        print_saved(document)
+
+
+@cli.command()
+@click.argument("plan_id", metavar="PLAN")
+def discard(plan_id: str) -> None:
+    """Throw a saved plan away. A pair that halted with it looks for itself with its next run.
+
+    It halts again if the reason is still there; to let it go on, apply the plan or resume the pair.
+    """
+    from syncd.state import pairs
+    from syncd.state.journal import find_plan
+
+    with _service() as service:
+        row = find_plan(service.engine, plan_id)
+        pairs.discard(service.engine, row.id, service.now())
+    click.echo(f"plan {row.id} is discarded; {row.pair} looks for itself with its next run")
+
+
+@cli.command()
 @click.pass_obj
 def serve(folder: Path) -> None:
     """Run every tenant's pairs on their schedule until stopped (SIGTERM finishes the batch in hand)."""

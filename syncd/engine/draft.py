@@ -61,14 +61,16 @@ class Draft:
 
     def flush(self) -> None:
         """Write the operations down that are still in memory."""
-        if not self._buffer:
-            return
-        ctx = self.ctx
+        if self._buffer:
+            self.ctx.journal.add(self.opened(), self._buffer)
+            self._buffer = []
+
+    def opened(self) -> str:
+        """The plan's id; from now on there is one, be it empty."""
         if self.plan_id is None:
-            self.plan_id = ctx.new_id()
-            ctx.journal.open_plan(self.plan_id, ctx.run_id, ctx.now())
-        ctx.journal.add(self.plan_id, self._buffer)
-        self._buffer = []
+            self.plan_id = self.ctx.new_id()
+            self.ctx.journal.open_plan(self.plan_id, self.ctx.run_id, self.ctx.now())
+        return self.plan_id
 
 
 def proof(ctx: Context, record: Record) -> str:
@@ -89,6 +91,20 @@ def draft_kind(draft: Draft, kind: str) -> None:
     draft.flush()
     _plan_retired(draft, kind)
     _plan_newcomers(draft, kind)
+    draft.flush()
+
+
+def draft_missing(draft: Draft, side: Side, kind: str, missing: Sequence[Address]) -> None:
+    """Plan what would follow if these records of ``side`` were deleted. The inbox hears nothing of it."""
+    ctx = draft.ctx
+    for row in ctx.store.linked(kind, side, [address.id for address in missing]):
+        mine = row.side(side)
+        gone = replace(mine, record=replace(mine.record, is_deleted=True))
+        left, right = (gone, row.right) if side is Side.LEFT else (row.left, gone)
+        for operation in decide(kind, left, right, ctx.fields(kind), ctx.rules.kinds[kind]).operations:
+            target = row.side(operation.side).record
+            if operation.verb == "delete":
+                draft.add(operation, target.values, None, target)
     draft.flush()
 
 

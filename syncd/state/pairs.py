@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Engine, Row, func, select, update
@@ -11,6 +11,9 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from syncd.core.model import Side
 from syncd.errors import ConfigError, NotFoundError
 from syncd.state import schema as s
+
+#: No vendor asks for more than a day (HubSpot's 477); what lies further ahead was written by a clock that was wrong.
+LONGEST_REST = timedelta(hours=25)
 
 
 def register(
@@ -89,7 +92,7 @@ def resting_until(engine: Engine, pair_id: str, at: datetime) -> datetime | None
         found: datetime | None = tx.execute(
             select(func.max(s.connection.c.resting_until)).where(s.connection.c.pair == pair_id)
         ).scalar()
-    return found if found is not None and found > at else None
+    return found if found is not None and at < found <= at + LONGEST_REST else None
 
 
 def rest(engine: Engine, pair_id: str, side: Side, connector: str, until: datetime | None) -> None:
@@ -129,6 +132,28 @@ def halt(engine: Engine, pair_id: str, reason: str | None, plan_id: str | None) 
     """Nothing runs on this pair until a person says go; with None, it may look for itself again."""
     with engine.begin() as tx:
         tx.execute(update(s.pair).where(s.pair.c.id == pair_id).values(halted_reason=reason, halted_plan=plan_id))
+
+
+def discard(engine: Engine, plan_id: str, at: datetime) -> None:
+    """A person does not want this plan: it is never applied. A pair that halted with it looks for itself again.
+
+    No brake is released by this: the next run halts anew if the reason is still there. Raises
+    NotFoundError if the plan does not wait.
+    """
+    with engine.begin() as tx:
+        pair_id = tx.execute(
+            update(s.plan)
+            .where(s.plan.c.id == plan_id, s.plan.c.state == "open")
+            .values(state="discarded", ended_at=at)
+            .returning(s.plan.c.pair)
+        ).scalar()
+        if pair_id is None:
+            raise NotFoundError(f"plan {plan_id} does not wait; syncd status names the plans that do")
+        tx.execute(
+            update(s.pair)
+            .where(s.pair.c.id == pair_id, s.pair.c.halted_plan == plan_id)
+            .values(halted_reason=None, halted_plan=None)
+        )
 
 
 def pause(engine: Engine, pair_id: str, at: datetime) -> None:
