@@ -448,6 +448,11 @@ class KindConfig(_Strict):
     conflict: OnConflict = Field(
         default=OnConflict.NEWEST, description="Who wins when both sides moved a field: newest, propstreet, crm, hold."
     )
+    settle: Duration | None = Field(
+        default=None,
+        description="How long a record must have been quiet before its changes travel, so that nothing half-typed "
+        "does: 30s, 5m. One that is edited for ever waits ten times as long at most. Default: not at all.",
+    )
     fields: Mapping[str, FieldConfig] = Field(default={}, description=_FIELDS_SAID)
     defaults: Mapping[Filled, Native] = Field(
         default={}, description="Native CRM fields to set when a record is created there, and to what."
@@ -505,6 +510,7 @@ class KindConfig(_Strict):
             scope=When(dict(self.only_when or {})),
             policies={name: Policy(each.policy, each.conflict or self.conflict) for name, each in self.fields.items()},
             default=Policy(conflict=self.conflict),
+            settle_seconds=self.settle.total_seconds() if self.settle is not None else 0.0,
         )
 
 

@@ -165,6 +165,8 @@ def print_status(each: Mapping[str, Any]) -> None:
                 ("in_review", "in review"),
                 ("excluded", "excluded"),
                 ("dead_letters", "dead letters"),
+                ("settling", "settling"),
+                ("held", "held still"),
             )
             if counts[name]
         )

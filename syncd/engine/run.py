@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from syncd.core.guard import brakes
@@ -111,6 +111,7 @@ def _seal(ctx: Context, draft: Draft, order: Order) -> str | None:
         reasons = brakes(
             draft.census, ctx.store.count_links(), ctx.rules.limits,
             is_approved=order.is_approved, is_backfill=order.reason == "backfill",
+            deleted=ctx.store.deletes_since(ctx.now() - timedelta(days=1)),
         )  # fmt: skip
     ctx.journal.seal(draft.plan_id, reasons, {"operations": draft.census.total})
     if reasons:
