@@ -493,6 +493,20 @@ class KindConfig(_Strict):
             raise _refusals(found)
         return said
 
+    def meanings(self) -> dict[str, str]:
+        """By field that is synced a digest of what the file says of its meaning: where it goes, and in which words."""
+        found: dict[str, str] = {}
+        for name in FIELDS[self.kind]:
+            choice = self.fields.get(name, FieldConfig())
+            said: list[object] = [choice.policy.value, choice.crm_field, dict(choice.values)]
+            if (self.kind, name) == ("deal", "stage"):
+                said += [self.pipeline, dict(self.stages or {})]
+            if (self.kind, name) == ("deal_contact", "classification"):
+                said.append(dict(self.labels or {}))
+            if choice.policy is not Flow.OFF:
+                found[name] = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+        return found
+
     def watched(self) -> tuple[str, ...]:
         """The native CRM fields that the tenant's filters ask about."""
         asked = self.create.in_propstreet

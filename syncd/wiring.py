@@ -401,6 +401,12 @@ def _run(
             log=log,
             progress=progress,
         )
+        meanings = {kind: config.meanings() for kind, config in pair.kinds.items()}
+        if changed := pairs.remap(service.engine, held, meanings, ctx.carried()):
+            log.info("mapping.changed", fields=[f"{kind}.{name}" for kind, names in changed.items() for name in names])
+            if order.reason == "apply":
+                journal.set_plan(str(plan_id), "refused", service.now())
+                raise PlanMovedError("the tenant's file means something else since the plan was made")
         approve = partial(pairs.approve, service.engine, held.pair, service.now())
         if order.reason == "backfill":
             approve()

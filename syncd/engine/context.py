@@ -161,6 +161,10 @@ class Context:
             )
         return self._fields[kind]
 
+    def carried(self) -> dict[str, frozenset[str]]:
+        """By kind the fields that both systems carry and the tenant did not switch off."""
+        return {kind: frozenset(self._types(kind)) for kind in self.kinds}
+
     def _types(self, kind: str) -> dict[str, FieldType]:
         left, right = (self.systems[side].kind(kind).fields for side in Side)
         rules = self.rules.kinds[kind]
