@@ -448,6 +448,11 @@ class KindConfig(_Strict):
     conflict: OnConflict = Field(
         default=OnConflict.NEWEST, description="Who wins when both sides moved a field: newest, propstreet, crm, hold."
     )
+    settle: Duration | None = Field(
+        default=None,
+        description="How long a record must have been quiet before its changes travel, so that nothing half-typed "
+        "does: 30s, 5m. One that is edited for ever waits ten times as long at most. Default: not at all.",
+    )
     fields: Mapping[str, FieldConfig] = Field(default={}, description=_FIELDS_SAID)
     defaults: Mapping[Filled, Native] = Field(
         default={}, description="Native CRM fields to set when a record is created there, and to what."
@@ -488,6 +493,20 @@ class KindConfig(_Strict):
             raise _refusals(found)
         return said
 
+    def meanings(self) -> dict[str, str]:
+        """By field that is synced a digest of what the file says of its meaning: where it goes, and in which words."""
+        found: dict[str, str] = {}
+        for name in FIELDS[self.kind]:
+            choice = self.fields.get(name, FieldConfig())
+            said: list[object] = [choice.policy.value, choice.crm_field, dict(choice.values)]
+            if (self.kind, name) == ("deal", "stage"):
+                said += [self.pipeline, dict(self.stages or {})]
+            if (self.kind, name) == ("deal_contact", "classification"):
+                said.append(dict(self.labels or {}))
+            if choice.policy is not Flow.OFF:
+                found[name] = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+        return found
+
     def watched(self) -> tuple[str, ...]:
         """The native CRM fields that the tenant's filters ask about."""
         asked = self.create.in_propstreet
@@ -505,6 +524,7 @@ class KindConfig(_Strict):
             scope=When(dict(self.only_when or {})),
             policies={name: Policy(each.policy, each.conflict or self.conflict) for name, each in self.fields.items()},
             default=Policy(conflict=self.conflict),
+            settle_seconds=self.settle.total_seconds() if self.settle is not None else 0.0,
         )
 
 
@@ -612,6 +632,9 @@ class LimitsConfig(_Strict):
     """The brakes of a pair, as far as they are not the usual ones."""
 
     deletes: LimitConfig = _brake("Deletions in one run, per kind and side.", _USUAL.deletes)
+    deletes_in_a_day: LimitConfig = _brake(
+        "Deletions within 24 hours that no person said yes to, per kind and side.", _USUAL.deletes_in_a_day
+    )
     creates: LimitConfig = _brake("Creations in one run, per kind and side.", _USUAL.creates)
     blankings: LimitConfig = _brake("Records of which a run empties fields.", _USUAL.blankings)
     one_field: LimitConfig = _brake("Records on which a run changes one and the same field.", _USUAL.one_field)
@@ -719,6 +742,7 @@ class TenantConfig(_Strict):
         own = pair.limits
         return Limits(
             deletes=own.deletes.over(_USUAL.deletes),
+            deletes_in_a_day=own.deletes_in_a_day.over(_USUAL.deletes_in_a_day),
             creates=own.creates.over(_USUAL.creates),
             blankings=own.blankings.over(_USUAL.blankings),
             one_field=own.one_field.over(_USUAL.one_field),

@@ -14,6 +14,11 @@ from syncd.core.model import KINDS, Side
 from syncd.state.journal import describe, find_plan, read_entries
 from syncd.wiring import Result
 
+#: Operations that a saved plan shows one by one on a terminal.
+SHOWN = 20
+#: So much of a plan's id tells it from others where it is named a second time.
+BRIEF = 8
+
 _SIDES = {Side.LEFT: "propstreet", Side.RIGHT: "crm"}
 
 
@@ -38,7 +43,7 @@ def print_result(result: Result) -> None:
     """One run as a few lines."""
     click.echo(f"{result.tenant}   propstreet <> {result.pair}   {result.state}")
     report = result.report
-    width = _what_width(result)
+    width = _what_width(result.pair)
     for verb, counter in (
         ("created", report.created),
         ("updated", report.updated),
@@ -62,12 +67,14 @@ def print_result(result: Result) -> None:
     if result.message:
         click.echo(f"  {result.message}")
     if result.state == "halted" and result.plan_id is not None:
-        click.echo(f"  Look at it:  syncd status {result.tenant}\n  Let it go:   syncd apply {result.plan_id}")
+        click.echo(f"  Look at it:  syncd show {result.plan_id[:BRIEF]}")
+        click.echo(f"  Let it go:   syncd apply {result.plan_id}")
+        click.echo(f"  Or drop it:  syncd discard {result.plan_id[:BRIEF]}")
 
 
-def _what_width(result: Result) -> int:
+def _what_width(pair: str) -> int:
     """Room for the longest of ``SIDE KIND``, so that the counts stand below each other."""
-    return max(len(name) for name in ("propstreet", result.pair)) + max(map(len, KINDS)) + 1
+    return max(len(name) for name in ("propstreet", pair)) + max(map(len, KINDS)) + 1
 
 
 def plan_document(engine: Engine, result: Result) -> dict[str, Any]:
@@ -84,28 +91,64 @@ def plan_document(engine: Engine, result: Result) -> dict[str, Any]:
     }
 
 
+def saved_document(engine: Engine, plan_id: str) -> dict[str, Any]:
+    """A saved plan as JSON, with its state and the reasons for which it waits. Raises NotFoundError."""
+    row = find_plan(engine, plan_id)
+    tenant, _, pair = row.pair.partition("/")
+    return {
+        "plan": row.id,
+        "hash": row.hash,
+        "tenant": tenant,
+        "pair": pair,
+        "state": row.state,
+        "reasons": row.reasons,
+        "operations": [describe(entry) for entry in read_entries(engine, row.id)],
+    }
+
+
+def print_saved(document: Mapping[str, Any]) -> None:
+    """A saved plan as a person reads it, record by record for the first ones, and what can be done with it."""
+    click.echo(f"{document['tenant']}   propstreet <> {document['pair']}")
+    click.echo(f"  plan {document['plan']}, {document['state']}")
+    for reason in document["reasons"]:
+        click.echo(f"  waits: {reason}")
+    _print_groups(document, document["pair"])
+    for operation in document["operations"][:SHOWN]:
+        ids = f"propstreet {operation['propstreet'] or '-'}  crm {operation['crm'] or '-'}"
+        click.echo(f"    {operation['verb']} {operation['side']} {operation['kind']}  {ids}  {operation['why']}")
+    if len(document["operations"]) > SHOWN:
+        click.echo(f"    and {len(document['operations']) - SHOWN:,} more; all of them with --json")
+    if document["state"] == "open":
+        click.echo(f"Run it with: syncd apply {document['plan']}\nDrop it with: syncd discard {document['plan']}")
+
+
 def print_plan(result: Result, document: Mapping[str, Any]) -> None:
     """A plan as a person reads it: how many of what, and which fields."""
     click.echo(f"{result.tenant}   propstreet <> {result.pair}")
     if result.message:
         click.echo(f"  {result.message}")
+    if not _print_groups(document, result.pair):
+        if result.state == "done":
+            click.echo("  nothing to do; both sides are in step")
+        return
+    click.echo(f"Nothing was written. Run it with: syncd apply {document['plan']}")
+
+
+def _print_groups(document: Mapping[str, Any], pair: str) -> bool:
+    """How many of what, and which fields; False if there is nothing."""
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for operation in document["operations"]:
         groups.setdefault((operation["verb"], operation["side"], operation["kind"]), []).append(operation)
     for (verb, side, kind), operations in groups.items():
-        where = side if side == "propstreet" else result.pair
+        where = side if side == "propstreet" else pair
         fields: dict[str, int] = {}
         if verb == "update":
             for operation in operations:
                 for name in operation["fields"]:
                     fields[name] = fields.get(name, 0) + 1
         told = ", ".join(f"{name} {count}" for name, count in sorted(fields.items(), key=lambda item: -item[1])[:6])
-        click.echo(f"  {verb:<10}{f'{where} {kind}':<{_what_width(result)}}{len(operations):>8,}    {told}".rstrip())
-    if not groups:
-        if result.state == "done":
-            click.echo("  nothing to do; both sides are in step")
-        return
-    click.echo(f"Nothing was written. Run it with: syncd apply {document['plan']}")
+        click.echo(f"  {verb:<10}{f'{where} {kind}':<{_what_width(pair)}}{len(operations):>8,}    {told}".rstrip())
+    return bool(groups)
 
 
 def print_status(each: Mapping[str, Any]) -> None:
@@ -122,17 +165,21 @@ def print_status(each: Mapping[str, Any]) -> None:
                 ("in_review", "in review"),
                 ("excluded", "excluded"),
                 ("dead_letters", "dead letters"),
+                ("settling", "settling"),
+                ("held", "held still"),
             )
             if counts[name]
         )
         click.echo(f"  {kind:<14}{counts['linked']:>9,} linked{rest}")
     if each["halted"]:
         click.echo(f"  halted: {each['halted']}")
-        click.echo(
-            f"  go on with: syncd apply {each['plan']}"
-            if each["plan"]
-            else f"  go on with: syncd resume {each['tenant']}"
-        )
+        if each["plan"]:
+            click.echo(f"  go on with: syncd apply {each['plan']}")
+            click.echo(
+                f"  look at it: syncd show {each['plan'][:BRIEF]}, or drop it: syncd discard {each['plan'][:BRIEF]}"
+            )
+        else:
+            click.echo(f"  go on with: syncd resume {each['tenant']}")
     last = each["last_run"]
     if last is not None:
         click.echo(

@@ -125,12 +125,21 @@ def database(url: str) -> Engine:
 
 @dataclass(slots=True)
 class _Opened:
-    """The two connectors of a pair, kept open between runs, and when they were last checked."""
+    """The two connectors of a pair, kept open between runs, and when they were last checked.
+
+    ``secrets`` are the credentials as they were when it was opened. The connectors hear of no others:
+    another credential may belong to another account, and only a preflight tells.
+    """
 
     connectors: Mapping[Side, Connector]
     couriers: Mapping[Side, Courier]
     fingerprint: str
+    secrets: Mapping[Side, Mapping[str, str]] = field(repr=False)
     checked_at: datetime | None = None
+
+    def is_checked(self, at: datetime) -> bool:
+        """False too where the check lies ahead: then our clock was wrong."""
+        return self.checked_at is not None and 0 <= (at - self.checked_at).total_seconds() < PREFLIGHT_SECONDS
 
     def close(self) -> None:
         for connector in self.connectors.values():
@@ -204,31 +213,51 @@ def _placed(tenant: TenantConfig, pair: PairConfig) -> Iterator[None]:
 
 
 def _open(service: Service, tenant: TenantConfig, pair: PairConfig, *, is_dry: bool) -> _Opened:
+    """The pair's connectors: those of its last run, or new ones where settings, credentials or an hour have passed.
+
+    A connector reads its account's schema once, so that only a new one sees what changed there.
+    """
     key = (tenant.tenant, pair.name, is_dry)
     fingerprint = tenant.fingerprint(pair)
+    secrets = {
+        side: {name: ref.read() for name, ref in source.auth.items()}
+        for side, source in ((Side.LEFT, tenant.propstreet), (Side.RIGHT, pair))
+    }
     with service._lock:
-        opened = service._opened.get(key)
-        if opened is not None and opened.fingerprint == fingerprint:
-            return opened
+        opened = service._opened.pop(key, None)
     if opened is not None:
+        is_same = opened.fingerprint == fingerprint and opened.secrets == secrets
+        if is_same and opened.is_checked(service.now()):
+            return _kept(service, key, opened)
         opened.close()
     patience = Patience(service.now, service.sleep, service.random)
     connectors: dict[Side, Connector] = {}
     couriers: dict[Side, Courier] = {}
     for side, name in ((Side.LEFT, PROPSTREET), (Side.RIGHT, pair.connector)):
-        couriers[side] = Courier(patience, share=pair.share_of_quota, is_dry=is_dry)
+        # What was sent a moment ago counts against the quota, whoever asks now.
+        is_known = opened is not None and opened.fingerprint == fingerprint
+        fresh = Courier(patience, share=pair.share_of_quota, is_dry=is_dry)
+        couriers[side] = opened.couriers[side] if is_known and opened is not None else fresh
         with _placed(tenant, pair):
-            connectors[side] = load(name)(settings_of(tenant, pair, side), couriers[side], service.now)
-    opened = _Opened(connectors, couriers, fingerprint)
+            settings = replace(settings_of(tenant, pair, side), auth=_fixed(secrets[side]))
+            connectors[side] = load(name)(settings, couriers[side], service.now)
+    return _kept(service, key, _Opened(connectors, couriers, fingerprint, secrets))
+
+
+def _kept(service: Service, key: tuple[str, str, bool], opened: _Opened) -> _Opened:
     with service._lock:
         service._opened[key] = opened
     return opened
 
 
+def _fixed(secrets: Mapping[str, str]) -> dict[str, Secret]:
+    return {name: Secret(partial(str, text)) for name, text in secrets.items()}
+
+
 def _preflight(service: Service, pair_id: str, tenant: TenantConfig, pair: PairConfig, opened: _Opened) -> None:
     """Right account, and everything there that the settings name. Raises ConfigError naming the fixes."""
     now = service.now()
-    if opened.checked_at is not None and now - opened.checked_at < timedelta(seconds=PREFLIGHT_SECONDS):
+    if opened.is_checked(now):
         return
     lacks: list[str] = []
     for side, name in ((Side.LEFT, PROPSTREET), (Side.RIGHT, pair.connector)):
@@ -311,10 +340,12 @@ def run_pair(
 
 def _outwait(service: Service, pair_id: str, log: Any) -> None:
     """Wait until a dead worker's lease lapses. One that lives renews it, and is left alone."""
+    longest = timedelta(seconds=lease.TTL_SECONDS + lease.SKEW_SECONDS)
     until = pairs.find(service.engine, pair_id).leased_until
-    if until is not None and service.now() < until:
-        log.warning("lease.awaited", until=until.isoformat(timespec="seconds"))
-    while until is not None and service.now() < until and pairs.find(service.engine, pair_id).leased_until == until:
+    if until is None or not service.now() < until <= service.now() + longest:
+        return
+    log.warning("lease.awaited", until=until.isoformat(timespec="seconds"))
+    while service.now() < until and pairs.find(service.engine, pair_id).leased_until == until:
         service.sleep(1.0)
 
 
@@ -370,6 +401,12 @@ def _run(
             log=log,
             progress=progress,
         )
+        meanings = {kind: config.meanings() for kind, config in pair.kinds.items()}
+        if changed := pairs.remap(service.engine, held, meanings, ctx.carried()):
+            log.info("mapping.changed", fields=[f"{kind}.{name}" for kind, names in changed.items() for name in names])
+            if order.reason == "apply":
+                journal.set_plan(str(plan_id), "refused", service.now())
+                raise PlanMovedError("the tenant's file means something else since the plan was made")
         approve = partial(pairs.approve, service.engine, held.pair, service.now())
         if order.reason == "backfill":
             approve()
@@ -389,6 +426,8 @@ def _run(
         return Result(tenant.tenant, pair.name, pair.connector, "busy", Report(), message=str(exc))
     except ConfigError as exc:
         message, is_config = str(exc), True
+        if opened is not None:
+            opened.checked_at = None
     except PlanMovedError as exc:
         message = f"{exc}. Make a new one: syncd plan {tenant.tenant}"
         pairs.halt(service.engine, held.pair, None, None)
@@ -453,7 +492,8 @@ class _Heartbeat:
         if self._service.stopping.is_set():
             raise StoppedError("stopped between two calls; the next run goes on from here")
         now = self._service.now()
-        if now >= self._due:
+        # Also where our clock went back: what the lease says is then of another time.
+        if not self._due - timedelta(seconds=lease.TTL_SECONDS) <= now < self._due:
             lease.renew(self._service.engine, self._held, now)
             self._due = now + timedelta(seconds=lease.TTL_SECONDS / 3)
 

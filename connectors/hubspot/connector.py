@@ -75,6 +75,8 @@ class HubSpotConnector:
         self._client = client
         self._schema = Schema(client, settings)
         self._relations = Relations(client, self._schema)
+        #: Kinds whose properties were looked at again since the last pull began.
+        self._looked_again: set[str] = set()
 
     def account(self) -> Account:
         return self._schema.account()
@@ -152,6 +154,16 @@ class HubSpotConnector:
     # --- pull -------------------------------------------------------------------------
 
     def pull(self, request: Pull) -> Iterator[Page]:
+        self._looked_again.clear()
+        try:
+            yield from self._pull(request)
+        except RefusedError:
+            # Perhaps for a property that is no more, which is said more plainly so.
+            for kind in TYPES.keys() & set(request.kinds):
+                self._schema.confirm(kind, self._schema.sheet(kind).names())
+            raise
+
+    def _pull(self, request: Pull) -> Iterator[Page]:
         for kind in request.kinds:
             if kind == "contact" and "employment" in request.kinds:
                 yield from self._contacts_and_employments(request)
@@ -286,12 +298,25 @@ class HubSpotConnector:
     ) -> Page:
         records: list[Record] = []
         refused: list[Refusal] = []
+        rows = list(rows)
+        self._confirm(kind, rows)
         for row in rows:
             try:
                 records.append(self._schema.sheet(kind).record(row))
             except UnfitValueError as exc:
                 refused.append(Refusal(kind, _shown(row), str(exc)))
         return Page(kind, tuple(records), tuple(refused), clock=clock, is_listing=is_listing, is_last=is_last)
+
+    def _confirm(self, kind: str, rows: Iterable[Row]) -> None:
+        """A property that a row leaves out may be gone from the account, which must not read as emptied."""
+        if kind in self._looked_again:
+            return
+        asked = set(self._schema.sheet(kind).names())
+        shown = [held for row in rows if isinstance(held := row.get("properties"), Mapping)]
+        absent = {name for held in shown for name in asked - held.keys()}
+        if absent:
+            self._schema.confirm(kind, absent)
+            self._looked_again.add(kind)
 
     # --- children ---------------------------------------------------------------------
 
@@ -357,6 +382,7 @@ class HubSpotConnector:
         sheet = self._schema.sheet(kind)
         ids = [each.id for each in addresses if _is_safe(each.id)]
         rows = self._client.follow(TYPES[kind], ids, sheet.names()) if ids else {}
+        self._confirm(kind, [row for row in rows.values() if row.get("archived") is not True])
         found: dict[str, Record] = {}
         for address in addresses:
             row = rows.get(address.id)

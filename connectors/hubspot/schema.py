@@ -8,7 +8,7 @@ Finding, and ``fix`` makes it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -120,6 +120,25 @@ class Schema:
                 carries_job_title=kind == "contact",
             )
         return self._sheets[kind]
+
+    def confirm(self, kind: str, absent: Collection[str]) -> None:
+        """Make sure that properties which rows leave out are empty, and not gone from the account.
+
+        HubSpot leaves out what it does not know and, if its documentation is right in one place and wrong in
+        another, what is empty (contract, 5.2). Raises ConfigError naming the fields whose property is gone.
+        """
+        known = {
+            str(row.get("name"))
+            for row in rows_of(self._client.ask("properties", type=TYPES[kind]).body)
+            if row.get("archived") is not True
+        }
+        lost = {native for native in absent if native not in known and native in self.properties(kind)}
+        if lost:
+            fields = sorted(name for name, slot in self.sheet(kind).slots.items() if slot in lost)
+            raise ConfigError(
+                f"HubSpot no longer has the {TYPES[kind]} properties {', '.join(sorted(lost))}, which carry "
+                f"{kind}: {', '.join(fields) or 'what syncd needs'}. Restore them, or set these fields to off"
+            )
 
     def choice(self, kind: str) -> KindChoice:
         return self._settings.kinds.get(kind, KindChoice())

@@ -235,6 +235,26 @@ class SalesforceConnector:
             raise AuthError(f"the integration user sees no {SOBJECTS[kind]}; give it read access")
         return found
 
+    def _look_again(self) -> None:
+        """A field was taken or hidden from us since the describe. Raises ConfigError if one that we carry is gone.
+
+        Left out in silence, it would look as if everybody had emptied it.
+        """
+        before = self._tables()
+        self._known = None
+        now = self._tables()
+        lost = sorted(
+            f"{kind}.{name} ({column.native.name})"
+            for kind, each in before.items()
+            for name, column in each.columns.items()
+            if kind not in now or name not in now[kind].columns
+        )
+        if lost:
+            raise ConfigError(
+                f"Salesforce no longer shows {', '.join(lost)}. Give the integration user access to it again, "
+                "or set it to off below kinds.KIND.fields"
+            )
+
     # --- set-up -----------------------------------------------------------------------
 
     def check(self) -> Sequence[Finding]:
@@ -343,8 +363,7 @@ class SalesforceConnector:
         except RefusedError as exc:
             if exc.trouble.code != "INVALID_FIELD":
                 raise
-            # A field was hidden from us since the describe: look again, once.
-            self._known = None
+            self._look_again()
             reads = list(self._reads(request))
             return reads, dict(self._client.query_many({each.sobject: each.query(each.since) for each in reads}))
 
@@ -384,7 +403,7 @@ class SalesforceConnector:
         except RefusedError as exc:
             if exc.trouble.code != "INVALID_FIELD":
                 raise
-            self._known = None
+            self._look_again()
             each = self._table(each.kind)
             rows = self._client.query(_by(each, condition))
         while True:

@@ -17,10 +17,13 @@ from syncd import __version__
 
 if TYPE_CHECKING:
     from syncd.config import PairConfig, TenantConfig
+    from syncd.core.model import Side
     from syncd.wiring import Result, Service
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 PAIR = click.option("--pair", metavar="NAME", help="Only this pair of the tenant.")
+RECORD = click.option("--record", metavar="REF", help="Only this record, like hubspot:4711 or propstreet:12.")
+KIND = click.option("--kind", metavar="KIND", help="The record's kind, where several have its id.")
 TENANT = click.argument("tenant")
 ANY_TENANT = click.argument("tenant", required=False)
 
@@ -138,6 +141,37 @@ def apply_command(folder: Path, plan_id: str, as_json: bool) -> None:
         tenant, _, name = row.pair.partition("/")
         ((t, p),) = _pairs(folder, tenant, name)
         _report(service, [run_pair(service, t, p, "apply", plan_id=row.id)], as_json)
+
+
+@cli.command()
+@click.argument("plan_id", metavar="PLAN")
+@JSON
+def show(plan_id: str, as_json: bool) -> None:
+    """Show a saved plan: what it would do, and why it waits."""
+    from syncd.report import print_saved, saved_document
+
+    with _service() as service:
+        document = saved_document(service.engine, plan_id)
+    if as_json:
+        _print_json(document)
+    else:
+        print_saved(document)
+
+
+@cli.command()
+@click.argument("plan_id", metavar="PLAN")
+def discard(plan_id: str) -> None:
+    """Throw a saved plan away. A pair that halted with it looks for itself with its next run.
+
+    It halts again if the reason is still there; to let it go on, apply the plan or resume the pair.
+    """
+    from syncd.state import pairs
+    from syncd.state.journal import find_plan
+
+    with _service() as service:
+        row = find_plan(service.engine, plan_id)
+        pairs.discard(service.engine, row.id, service.now())
+    click.echo(f"plan {row.id} is discarded; {row.pair} looks for itself with its next run")
 
 
 @cli.command()
@@ -371,12 +405,19 @@ def retry(tenant: str, ids: tuple[str, ...], pair: str | None) -> None:
 @cli.command()
 @TENANT
 @PAIR
+@RECORD
+@KIND
 @click.pass_obj
-def resume(folder: Path, tenant: str, pair: str | None) -> None:
-    """Let halted or paused pairs go on; for a first run, this is the approval."""
-    from syncd.state import pairs
+def resume(folder: Path, tenant: str, pair: str | None, record: str | None, kind: str | None) -> None:
+    """Let halted or paused pairs go on; for a first run, this is the approval. With --record, let one record go."""
+    from syncd.state import holds, pairs
 
     with _service() as service:
+        if record is not None:
+            for pair_id, side, id_, of in _records(service, folder, tenant, pair, record, kind):
+                was_held = holds.lift(service.engine, pair_id, of, side, id_)
+                click.echo(f"{pair_id}: {of} {record} {'catches up with the next run' if was_held else 'was not held'}")
+            return
         for t, p in _pairs(folder, tenant, pair):
             pairs.find(service.engine, f"{t.tenant}/{p.name}")
             pairs.resume(service.engine, f"{t.tenant}/{p.name}", service.now())
@@ -386,18 +427,56 @@ def resume(folder: Path, tenant: str, pair: str | None) -> None:
 @cli.command()
 @TENANT
 @PAIR
+@RECORD
+@KIND
 @click.pass_obj
-def pause(folder: Path, tenant: str, pair: str | None) -> None:
-    """Keep pairs from running on their schedule; nothing is lost, they catch up after syncd resume."""
-    from syncd.state import pairs
+def pause(folder: Path, tenant: str, pair: str | None, record: str | None, kind: str | None) -> None:
+    """Keep pairs, or with --record one record, from being synced; nothing is lost, syncd resume catches up.
+
+    A paused record holds its counterpart and the relations that name it: a deal its prospects.
+    """
+    from syncd.state import holds, pairs
 
     with _service() as service:
+        if record is not None:
+            for pair_id, side, id_, of in _records(service, folder, tenant, pair, record, kind):
+                holds.place(service.engine, pair_id, of, side, [id_], reason=holds.BY_PERSON, at=service.now())
+                click.echo(f"{pair_id}: {of} {record} is held still")
+            return
         for t, p in _pairs(folder, tenant, pair):
             pairs.pause(service.engine, f"{t.tenant}/{p.name}", service.now())
             click.echo(f"{t.tenant}/{p.name}: paused")
 
 
 # --- shared -------------------------------------------------------------------------------
+
+
+def _records(
+    service: Service, folder: Path, tenant: str, pair: str | None, ref: str, kind: str | None
+) -> list[tuple[str, Side, str, str]]:
+    """(pair, side, id, kind) of the record that a ref like hubspot:4711 or propstreet:12 names, in each pair it is in.
+
+    Raises NotFoundError if no pair of the tenant knows it.
+    """
+    from syncd.core.model import Side
+    from syncd.errors import NotFoundError
+    from syncd.state import holds
+
+    namespace, _, id_ = ref.partition(":")
+    if not id_:
+        raise click.UsageError(f"{ref!r} is no record; write it like hubspot:4711 or propstreet:12")
+    found, problems = [], []
+    for t, p in _pairs(folder, tenant, pair):
+        if namespace not in ("propstreet", p.namespace):
+            continue
+        side, pair_id = Side.LEFT if namespace == "propstreet" else Side.RIGHT, f"{t.tenant}/{p.name}"
+        try:
+            found.append((pair_id, side, id_, holds.kind_of(service.engine, pair_id, side, id_, kind)))
+        except NotFoundError as exc:
+            problems.append(str(exc))
+    if not found:
+        raise NotFoundError("; ".join(problems) or f"{tenant} has no pair with the namespace {namespace!r}")
+    return found
 
 
 @contextmanager

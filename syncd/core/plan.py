@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Final
 
 from syncd.core.match import ref_key
 from syncd.core.merge import Half, Merged, OnConflict, Policy, Step, merge
@@ -62,6 +64,8 @@ class KindRules:
     scope: When = field(default_factory=When)
     policies: Mapping[str, Policy] = field(default_factory=dict)
     default: Policy = field(default_factory=Policy)
+    settle_seconds: float = 0.0
+    """How long a record must have been quiet before it travels."""
 
     def deletes_to(self, side: Side) -> OnDelete:
         return self.deletes_to_left if side is Side.LEFT else self.deletes_to_right
@@ -304,6 +308,20 @@ class Welcome:
     reason: str = ""
     is_waiting: bool = False
     """It may become possible by itself, once its parents are linked."""
+
+
+#: A record that is edited for ever travels all the same, after so many times its delay.
+PATIENCE: Final = 10
+
+
+def is_ripe(modified_at: datetime | None, since: datetime, now: datetime, settle_seconds: float) -> bool:
+    """Whether a change has been quiet for long enough, by its own system's clock, or has waited for too long.
+
+    ``since``: when it was first seen; it stands for the clock of a system that tells no time, or a wrong one.
+    """
+    delay = timedelta(seconds=settle_seconds)
+    moved_at = modified_at if modified_at is not None and modified_at <= now + delay else since
+    return now - moved_at >= delay or now - since >= PATIENCE * delay or since > now + PATIENCE * delay
 
 
 def welcome(

@@ -1,14 +1,20 @@
 """How far a feed may advance: to the newest instant seen on the remote's own clock, never back.
 
-A watermark is the raw string that the remote gave, because its digits may be finer than ours.
+A watermark is the raw string that the remote gave, because its digits may be finer than ours. Only
+a clock that lies ahead of our own is cut down to it: a watermark never goes back, so that one from
+a clock that was wrong would hide every edit until its time has come.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Final
 
-from syncd.core.mapping import instant
+from syncd.core.mapping import instant, iso_z
+
+#: How far apart clocks usually are; less than any system's overlap.
+SKEW: Final = timedelta(seconds=60)
 
 
 def advance(current: str | None, seen: Iterable[str | None]) -> str | None:
@@ -22,6 +28,20 @@ def advance(current: str | None, seen: Iterable[str | None]) -> str | None:
         if clock is not None and (instant(clock, "clock") is not None if best is None else is_later(clock, best)):
             best = clock
     return best
+
+
+def within(clocks: Iterable[str], now: datetime) -> list[str]:
+    """The clocks, cut to ``now`` where they lie ahead of it by more than clocks usually differ.
+
+    A record from the future is so read in each run until its time has come.
+    RACE: a remote that is behind us by more than its overlap, and whose clock was ahead for a while, may
+    hide an edit of that time until the next full comparison.
+    """
+    found: list[str] = []
+    for clock in clocks:
+        at = instant(clock, "clock")
+        found.append(iso_z(now) if at is not None and at - now > SKEW else clock)
+    return found
 
 
 def is_later(one: str, other: str) -> bool:

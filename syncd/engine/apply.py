@@ -90,6 +90,8 @@ class _Batch:
 
     def apply(self) -> None:
         self._look_up()
+        for entry in [each for each in self.entries if self._is_held(each.operation)]:
+            self._drop(entry, "held still since the plan was made")
         if self.verb in ("update", "delete") and not self.capability.is_conditional:
             self._read_before_write()
         writes = self._writes()
@@ -124,6 +126,12 @@ class _Batch:
                 self._drop(entry, "its target is gone")
             elif op.verb in ("update", "mark") and op.target is not None and op.target.id not in self.links:
                 self._drop(entry, "its link is gone")
+
+    def _is_held(self, op: Operation) -> bool:
+        target = self.targets.get(op.target.id) if op.target is not None else None
+        there = (self.side, target.id, target.refs) if target is not None else None
+        here = (self.side.other, op.source, op.refs)
+        return any(self.ctx.is_held(side, self.kind, id_, refs) for side, id_, refs in filter(None, (here, there)))
 
     def _look_up_links(self) -> None:
         target_ids = [entry.operation.target.id for entry in self.entries if entry.operation.target]

@@ -62,6 +62,8 @@ class Report:
     created: Counter[tuple[str, Side]] = field(default_factory=Counter)
     updated: Counter[tuple[str, Side]] = field(default_factory=Counter)
     deleted: Counter[tuple[str, Side]] = field(default_factory=Counter)
+    is_waived: bool = False
+    """A person let this run go, whatever the brakes say."""
     marked: Counter[tuple[str, Side]] = field(default_factory=Counter)
     """Records that were given the other side's id, and nothing else."""
     linked: Counter[str] = field(default_factory=Counter)
@@ -80,6 +82,7 @@ class Report:
             }
 
         return {
+            **({"waived": True} if self.is_waived else {}),
             "operations": self.operations,
             "created": split(self.created),
             "updated": split(self.updated),
@@ -108,6 +111,8 @@ class Context:
     report: Report = field(default_factory=Report)
     progress: Callable[[str, str, int], None] = lambda stage, kind, count: None
     _fields: dict[str, Fields] = field(default_factory=dict)
+    holds: Mapping[tuple[str, Side], Mapping[str, str]] = field(default_factory=dict)
+    """What is held still, by kind and side: id -> reason."""
     currency: str | None = None
     """The currency that the CRM's bare amounts are taken to be in: that of most projects' prices."""
     journal: Journal = field(init=False)
@@ -116,6 +121,8 @@ class Context:
     def __post_init__(self) -> None:
         self.journal = Journal(self.store)
         # Before the first projects are pulled no currency is known, and their amounts count all the same.
+        self.report.is_waived = self.rules.is_waived
+        self.holds = self.store.holds()
         self.store.counts = {kind: self._types(kind) for kind in self.kinds}
         self.look_at_prices()
 
@@ -154,6 +161,10 @@ class Context:
             )
         return self._fields[kind]
 
+    def carried(self) -> dict[str, frozenset[str]]:
+        """By kind the fields that both systems carry and the tenant did not switch off."""
+        return {kind: frozenset(self._types(kind)) for kind in self.kinds}
+
     def _types(self, kind: str) -> dict[str, FieldType]:
         left, right = (self.systems[side].kind(kind).fields for side in Side)
         rules = self.rules.kinds[kind]
@@ -165,6 +176,12 @@ class Context:
             and rules.policies.get(name, rules.default).flow is not Flow.OFF
             and (left[name].is_writable or right[name].is_writable)
         }
+
+    def is_held(self, side: Side, kind: str, id_: str | None, refs: Mapping[str, str]) -> bool:
+        """Whether nothing may be written to or for a record: it is held still, or names one that is."""
+        return id_ in self.holds.get((kind, side), ()) or any(
+            ref in self.holds.get((ref_kind, side), ()) for ref_kind, ref in refs.items()
+        )
 
     def vocabulary(self, kind: str) -> dict[str, Mapping[str, str]]:
         """Propstreet's words in the CRM's, by field, where the CRM has its own."""

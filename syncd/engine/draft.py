@@ -15,10 +15,11 @@ from syncd.core.mapping import show
 from syncd.core.match import Review, Suspect, keys_of, match, ref_key
 from syncd.core.merge import BY_PERSON, FieldConflict, Half, translated
 from syncd.core.model import RELATIONS, Address, Json, LinkState, Record, Side, Value
-from syncd.core.plan import Decision, Operation, Sighted, decide, payable, priced, welcome
+from syncd.core.plan import Decision, Operation, Sighted, decide, is_ripe, payable, priced, welcome
 from syncd.engine.context import Context
 from syncd.state.journal import Entry, digest
-from syncd.state.store import LinkRow
+from syncd.state.rows import Row
+from syncd.state.store import SETTLING, LinkRow
 
 CHUNK = 400
 
@@ -61,14 +62,16 @@ class Draft:
 
     def flush(self) -> None:
         """Write the operations down that are still in memory."""
-        if not self._buffer:
-            return
-        ctx = self.ctx
+        if self._buffer:
+            self.ctx.journal.add(self.opened(), self._buffer)
+            self._buffer = []
+
+    def opened(self) -> str:
+        """The plan's id; from now on there is one, be it empty."""
         if self.plan_id is None:
-            self.plan_id = ctx.new_id()
-            ctx.journal.open_plan(self.plan_id, ctx.run_id, ctx.now())
-        ctx.journal.add(self.plan_id, self._buffer)
-        self._buffer = []
+            self.plan_id = self.ctx.new_id()
+            self.ctx.journal.open_plan(self.plan_id, self.ctx.run_id, self.ctx.now())
+        return self.plan_id
 
 
 def proof(ctx: Context, record: Record) -> str:
@@ -92,6 +95,40 @@ def draft_kind(draft: Draft, kind: str) -> None:
     draft.flush()
 
 
+@dataclass(slots=True)
+class _Admission:
+    """Which newcomers are looked at now: neither held still nor too young. Those wait in the inbox as they are."""
+
+    ctx: Context
+    side: Side
+    kind: str
+
+    def __call__(self, row: Row) -> bool:
+        ctx, delay = self.ctx, self.ctx.rules.kinds[self.kind].settle_seconds
+        if ctx.is_held(self.side, self.kind, row["id"], row["facts"].get("refs", {})):
+            return False
+        is_young = not (row["is_deleted"] or is_ripe(row["modified_at"], row["seen_at"], ctx.now(), delay))
+        if is_young != (row["reason"] == SETTLING):
+            ctx.store.note_settling(self.side, self.kind, [row["id"]], is_young=is_young)
+        return not is_young
+
+
+def draft_missing(draft: Draft, side: Side, kind: str, missing: Sequence[Address]) -> None:
+    """Plan what would follow if these records of ``side`` were deleted. The inbox hears nothing of it."""
+    ctx = draft.ctx
+    for row in ctx.store.linked(kind, side, [address.id for address in missing]):
+        if _is_held(ctx, row):
+            continue
+        mine = row.side(side)
+        gone = replace(mine, record=replace(mine.record, is_deleted=True))
+        left, right = (gone, row.right) if side is Side.LEFT else (row.left, gone)
+        for operation in decide(kind, left, right, ctx.fields(kind), ctx.rules.kinds[kind]).operations:
+            target = row.side(operation.side).record
+            if operation.verb == "delete":
+                draft.add(operation, target.values, None, target)
+    draft.flush()
+
+
 # --- matching -----------------------------------------------------------------------------
 
 
@@ -102,7 +139,7 @@ def _match_kind(ctx: Context, kind: str) -> None:
     never = ctx.store.never(kind)
     for side in Side:
         after = ""
-        while records := ctx.store.unmatched(side, kind, after, CHUNK):
+        while records := ctx.store.unmatched(side, kind, after, CHUNK, _Admission(ctx, side, kind)):
             after = records[-1].id
             _match_chunk(ctx, kind, side, records, never)
 
@@ -200,11 +237,38 @@ def _plan_links(draft: Draft, kind: str) -> None:
     after = 0
     while rows := ctx.store.unsettled(kind, after, CHUNK, ctx.now(), with_marks=can_mark):
         after = rows[-1].id
+        rows = _ripe(ctx, kind, [row for row in rows if not _is_held(ctx, row)])
         rows = _under_locked_deals(ctx, kind, rows)
         right_refs = _right_refs(ctx, kind, rows)
         with ctx.store.transaction():
             for row in rows:
                 _plan_link(draft, row, right_refs.get(row.id), can_mark=can_mark)
+
+
+def _is_held(ctx: Context, row: LinkRow) -> bool:
+    return any(ctx.is_held(side, row.kind, row.side(side).record.id, row.side(side).record.refs) for side in Side)
+
+
+def _ripe(ctx: Context, kind: str, rows: list[LinkRow]) -> list[LinkRow]:
+    """The links without a side that somebody is still typing on. What was deleted is deleted."""
+    delay = ctx.rules.kinds[kind].settle_seconds
+    young: dict[int, set[Side]] = {}
+    for row in rows:
+        is_gone = any(row.side(side).record.is_deleted for side in Side)
+        young[row.id] = {
+            side
+            for side in row.moved
+            if not is_gone and not is_ripe(row.side(side).record.modified_at, row.since[side], ctx.now(), delay)
+        }
+    for side in Side:
+        for is_young in (True, False):
+            changed = [
+                row.side(side).record.id
+                for row in rows
+                if (side in young[row.id]) is is_young and (side in row.settling) is not is_young
+            ]
+            ctx.store.note_settling(side, kind, changed, is_young=is_young)
+    return [row for row in rows if not young[row.id]]
 
 
 def _under_locked_deals(ctx: Context, kind: str, rows: list[LinkRow]) -> list[LinkRow]:
@@ -320,6 +384,9 @@ def _settle_agreed(ctx: Context, row: LinkRow, decision: Decision) -> None:
     """Move the base for every field that needs no write, and remember how the link stands."""
     left, right = (Half(each.record.values, each.base) for each in (row.left, row.right))
     moved = agreed(ctx.fields(row.kind).types, left, right, decision.merged)
+    # Amounts of which no currency is known yet are no fields of the pair so far. Two empty ones agree all the same.
+    bare = ctx.bare(row.kind) - ctx.fields(row.kind).types.keys()
+    moved |= {name: (None, None) for name in bare if left.now(name) is None and right.now(name) is None}
     state, reason = decision.state, decision.reason
     if decision.operations and state is LinkState.IN_STEP:
         state = LinkState.PENDING
@@ -367,6 +434,8 @@ def _plan_retired(draft: Draft, kind: str) -> None:
     for side in Side:
         rule = ctx.rules.kinds[kind].deletes_to(side)
         for record in ctx.store.retired(side, kind):
+            if ctx.is_held(side, kind, record.id, record.refs):
+                continue
             if rule.value == "archive" and "*" not in record.locked:
                 operation = Operation(
                     kind, "delete", side, None, Address(record.id, record.parent), why="its references changed"
@@ -377,7 +446,8 @@ def _plan_retired(draft: Draft, kind: str) -> None:
 def _plan_newcomers(draft: Draft, kind: str) -> None:
     for side in Side:
         after = ""
-        while records := draft.ctx.store.unmatched(side, kind, after, CHUNK):
+        admission = _Admission(draft.ctx, side, kind)
+        while records := draft.ctx.store.unmatched(side, kind, after, CHUNK, admission):
             after = records[-1].id
             _plan_chunk(draft, kind, side, records)
 

@@ -2,22 +2,24 @@
 
 What a page shows is written down before the watermark passes it, in records that stay until
 they are settled; so a run that dies goes on where its last whole feed ended. What a listing no
-longer shows is read once more before it counts as deleted, and not believed at all if too much
-is missing at once.
+longer shows is judged when all is read: it is read once more before it counts as deleted, and not
+believed at all if too much is missing at once. A clock of a record, which may be wrong, moves no
+watermark beyond our own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from syncd.connector import Page, Parent, Pull
-from syncd.core.guard import shrunken
+from syncd.core.guard import ALL_OF, emptied, shrunken
 from syncd.core.model import Address, Record, Side
+from syncd.core.watermark import within
 from syncd.engine.context import Context, System
-from syncd.errors import HaltedError
+from syncd.errors import SyncdError
 from syncd.state.rows import Listing
 from syncd.state.store import FeedRow
 
@@ -31,6 +33,16 @@ CLOSED_EVERY_SECONDS = 3_600.0
 #: So many visits, or so many records that they showed, are written down together.
 VISITS = 50
 VISITED = 500
+#: Replicas' clocks differ a little. What lies further ahead than this was written by a clock that was wrong.
+SKEW_SECONDS = 300.0
+
+
+class DoubtedError(SyncdError):
+    """A listing lacks too much to be believed: nothing was taken for deleted, and its feed did not advance."""
+
+    def __init__(self, reason: str, side: Side, kind: str, missing: Sequence[Address]):
+        super().__init__(reason)
+        self.side, self.kind, self.missing = side, kind, missing
 
 
 def drain(
@@ -45,7 +57,7 @@ def drain(
     """Pull all kinds of one pull group of one side and advance their feeds.
 
     Feeds that were last listed whole before ``anew_before``, or never, are listed whole.
-    Raises HaltedError for a listing that is not to be believed, and what the connector raises.
+    Raises DoubtedError for a listing that is not to be believed, and what the connector raises.
     """
     system = ctx.systems[side]
     kinds = tuple(kind for kind in group if kind in ctx.kinds)
@@ -70,6 +82,8 @@ def drain(
     def parents() -> Iterable[Parent]:
         if child is None:
             return
+        if not system.kind(child).is_swept:
+            ctx.store.bring_back_visits(side, child, started_at + timedelta(seconds=SKEW_SECONDS), started_at)
         rotation = _Rotation.of(ctx, system, child, started_at, is_whole=whole[child], anew_before=anew_before)
         rows = ctx.store.parents(
             side, child, plan_id, visited_before=rotation.visited_before, closed_before=rotation.closed_before
@@ -92,6 +106,7 @@ def drain(
         is_backfill=anew_before is not None,
     )
     clocks: dict[str, list[str]] = {}
+    missing = _Missing()
     with ExitStack() as stack:
         listings: dict[str, Listing] = {}
         visits: list[Page] = []
@@ -99,11 +114,11 @@ def drain(
             if page.parent is not None:
                 # Not between two pages of one parent: its feed may advance only when all are written down.
                 if visits and visits[-1].parent != page.parent and _is_plenty(visits):
-                    _take_visits(ctx, side, visits, visited, started_at)
+                    _take_visits(ctx, side, visits, visited, started_at, missing)
                     visits = []
                 visits.append(page)
                 continue
-            _take(ctx, side, [page])
+            _take(ctx, side, [page], missing)
             if page.clock is not None:
                 clocks.setdefault(page.kind, []).append(page.clock)
             if page.is_listing:
@@ -111,9 +126,9 @@ def drain(
                     listings[page.kind] = stack.enter_context(ctx.store.listing(side, page.kind))
                 listings[page.kind].add([record.id for record in page.records if not record.is_deleted])
                 if page.is_last:
-                    gone = listings[page.kind].missing()
-                    _believe(ctx, side, page.kind, gone, ctx.store.count_known(side, page.kind))
-        _take_visits(ctx, side, visits, visited, started_at)
+                    missing.of(page.kind).records += listings[page.kind].missing()
+        _take_visits(ctx, side, visits, visited, started_at, missing)
+    _believe(ctx, side, missing)
     for kind in kinds:
         notes: dict[str, object] = {}
         if whole[kind]:
@@ -122,7 +137,7 @@ def drain(
             notes["deep_at"] = started_at
         if is_sweep and max(lead.cost, cost := system.courier.calls.total() - calls_before) > CHEAP_SWEEP:
             notes |= {"swept_at": started_at, "cost": cost}
-        ctx.store.advance(side, kind, "", clocks.get(kind, []), **notes)
+        ctx.store.advance(side, kind, "", within(clocks.get(kind, []), started_at), **notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,27 +172,59 @@ def _is_whole(ctx: Context, feed: FeedRow, at: datetime, anew_before: datetime |
 
 
 def _is_due(last: datetime | None, at: datetime, seconds: float) -> bool:
-    return last is None or at - last >= timedelta(seconds=seconds)
+    """Also where the last time lies ahead: our clock was wrong then, and must not put things off until it is right."""
+    ahead = timedelta(seconds=SKEW_SECONDS)
+    return last is None or last - at > ahead or at - last >= timedelta(seconds=seconds)
 
 
 def _is_plenty(pages: Sequence[Page]) -> bool:
     return len(pages) >= VISITS or sum(len(page.records) for page in pages) >= VISITED
 
 
-def _take_visits(ctx: Context, side: Side, pages: Sequence[Page], visited: set[str], at: datetime) -> None:
-    """Take all that visits of some parents showed, then advance those parents' own feeds."""
+@dataclass(slots=True)
+class _Lack:
+    """What one kind lacks: records, the parents that lost their last child, and how many could have lost several."""
+
+    records: list[Address] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
+    several: int = 0
+
+
+@dataclass(slots=True)
+class _Missing:
+    """What the listings and visits of one drain no longer show, kept until all of it can be judged together.
+
+    ``feeds``: (kind, clocks by parent, parents visited) of the parents that lack children. Their feeds
+    wait, so that a run that dies before the judgement looks at them whole again.
+    """
+
+    kinds: dict[str, _Lack] = field(default_factory=dict)
+    feeds: list[tuple[str, dict[str, list[str]], frozenset[str]]] = field(default_factory=list)
+
+    def of(self, kind: str) -> _Lack:
+        return self.kinds.setdefault(kind, _Lack())
+
+
+def _take_visits(
+    ctx: Context, side: Side, pages: Sequence[Page], visited: set[str], at: datetime, missing: _Missing
+) -> None:
+    """Take all that visits of some parents showed, then advance the feeds of those that lack nothing."""
     clocks: dict[str, dict[str, list[str]]] = {}
     for page in pages:
         seen = clocks.setdefault(page.kind, {}).setdefault(str(page.parent), [])
-        seen += [page.clock] if page.clock is not None else []
+        seen += within([page.clock], at) if page.clock is not None else []
     for kind, seen_by_parent in clocks.items():
-        _take(ctx, side, [page for page in pages if page.kind == kind])
-        ctx.store.advance_children(side, kind, seen_by_parent, dict.fromkeys(visited & seen_by_parent.keys(), at))
+        short = _take(ctx, side, [page for page in pages if page.kind == kind], missing)
+        whole = {parent: seen for parent, seen in seen_by_parent.items() if parent not in short}
+        ctx.store.advance_children(side, kind, whole, dict.fromkeys(visited & whole.keys(), at))
+        if short:
+            waiting = {parent: seen for parent, seen in seen_by_parent.items() if parent in short}
+            missing.feeds.append((kind, waiting, frozenset(visited & waiting.keys())))
         visited -= seen_by_parent.keys()
 
 
-def _take(ctx: Context, side: Side, pages: Sequence[Page]) -> None:
-    """Write pages of one kind into the inbox, and what they show to be gone."""
+def _take(ctx: Context, side: Side, pages: Sequence[Page], missing: _Missing) -> frozenset[str]:
+    """Write pages of one kind into the inbox; answers with the parents that lack children, which are noted."""
     system = ctx.systems[side]
     kind, at = pages[0].kind, ctx.now()
     records = [_spelt(ctx, side, record) for page in pages for record in page.records]
@@ -188,12 +235,29 @@ def _take(ctx: Context, side: Side, pages: Sequence[Page]) -> None:
         for refusal in (each for page in pages for each in page.refused):
             ctx.report.rejected[refusal.kind] += 1
             ctx.store.refuse(side, refusal.kind, refusal.id, refusal.reason, at)
-    if parents := [parent for page in pages for parent in page.complete_parents]:
-        known = ctx.store.known_children(side, kind, parents)
-        shown = {record.id for record in records}
-        gone = [address for id_, address in known.items() if id_ not in shown]
-        _believe(ctx, side, kind, gone, ctx.store.count_known(side, kind) if gone else 0)
     ctx.progress("pulled", kind, len(records))
+    parents = [parent for page in pages for parent in page.complete_parents]
+    if not parents:
+        return frozenset()
+    shown = {record.id for record in records}
+    return _note_missing(missing.of(kind), ctx.store.known_children(side, kind, parents), shown)
+
+
+def _note_missing(lack: _Lack, known: Mapping[str, Address], shown: set[str]) -> frozenset[str]:
+    """Take note of known children that their parents did not show; answers with those parents."""
+    before: dict[str, list[Address]] = {}
+    for address in known.values():
+        before.setdefault(str(address.parent), []).append(address)
+    short: set[str] = set()
+    for parent, children in before.items():
+        lack.several += len(children) >= ALL_OF
+        gone = [address for address in children if address.id not in shown]
+        lack.records += gone
+        if gone:
+            short.add(parent)
+        if len(gone) == len(children):
+            lack.lost.append(len(gone))
+    return frozenset(short)
 
 
 def _spelt(ctx: Context, side: Side, record: Record) -> Record:
@@ -203,14 +267,24 @@ def _spelt(ctx: Context, side: Side, record: Record) -> Record:
     return replace(record, mark=ctx.systems[side.other].capabilities.canonical_id(record.mark))
 
 
-def _believe(ctx: Context, side: Side, kind: str, gone: Sequence[Address], known: int) -> None:
-    """Take records that a listing lacks for deleted, after a second read has said so too."""
-    if not gone:
-        return
-    reason = shrunken(kind, side, len(gone), known, ctx.rules.limits)
-    if reason is not None and not ctx.rules.is_waived:
-        raise HaltedError(reason)
-    read_again(ctx, ctx.systems[side], side, kind, gone)
+def _believe(ctx: Context, side: Side, missing: _Missing) -> None:
+    """Take records that listings lack for deleted, after a second read has said so too.
+
+    All kinds are judged before any is believed. Raises DoubtedError for what is too much at once.
+    """
+    limits = ctx.rules.limits
+    for kind, lack in missing.kinds.items():
+        if not lack.records or ctx.rules.is_waived:
+            continue
+        known = ctx.store.count_known(side, kind)
+        reason = shrunken(kind, side, len(lack.records), known, limits)
+        reason = reason or emptied(kind, side, lack.lost, lack.several, limits)
+        if reason is not None:
+            raise DoubtedError(reason, side, kind, lack.records)
+    for kind, lack in missing.kinds.items():
+        read_again(ctx, ctx.systems[side], side, kind, lack.records)
+    for kind, clocks, visited in missing.feeds:
+        ctx.store.advance_children(side, kind, clocks, dict.fromkeys(visited, ctx.now()))
 
 
 def seek_stranded(ctx: Context, kind: str) -> None:

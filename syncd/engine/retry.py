@@ -27,6 +27,8 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 #: A vendor that asks for more patience than this is left alone until then; the run ends.
 REST_SECONDS = 300.0
+#: No vendor's window is longer: to wait for more than this, our clock must have gone back meanwhile.
+LONGEST_WAIT_SECONDS = 3_600.0
 #: The longest sleep without a beat; well below a lease's life.
 SLICE_SECONDS = 5.0
 
@@ -51,6 +53,8 @@ class _Window:
         horizon = at - timedelta(seconds=self.quota.seconds)
         while self.sent and self.sent[0] <= horizon:
             self.sent.popleft()
+        while self.sent and self.sent[-1] > at:
+            self.sent.pop()  # our clock went back; waiting for that time to come again would be no pacing
         if len(self.sent) < max(1, int(self.quota.calls * self.share)):
             return 0.0
         return (self.sent[0] - horizon).total_seconds()
@@ -134,7 +138,9 @@ class Courier:
 
     def _pace(self, bucket: str) -> None:
         now = self._patience.now()
-        wait = max(0.0, (self._resume_at.pop(bucket, now) - now).total_seconds())
+        wait = (self._resume_at.pop(bucket, now) - now).total_seconds()
+        if wait > LONGEST_WAIT_SECONDS:
+            wait = 0.0
         window = self._windows.get(bucket)
         if window is not None:
             wait = max(wait, window.wait_seconds(now))

@@ -8,16 +8,17 @@ meanwhile or became possible.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from syncd.core.guard import brakes
 from syncd.core.model import RELATIONS, Address, Record, Side
 from syncd.engine.apply import apply_plan, recover
 from syncd.engine.context import Context
-from syncd.engine.draft import Draft, draft_kind, proof
-from syncd.engine.pull import drain, seek_stranded
+from syncd.engine.draft import Draft, draft_kind, draft_missing, proof
+from syncd.engine.pull import DoubtedError, drain, read_again, seek_stranded
 from syncd.errors import HaltedError, PlanMovedError
 from syncd.state.journal import Entry
 
@@ -52,6 +53,19 @@ def execute(ctx: Context, order: Order) -> str | None:
     if order.reason != "plan":
         recover(ctx)
     draft = Draft(ctx)
+    try:
+        _pull_and_draft(ctx, draft, order)
+    except DoubtedError as doubt:
+        raise _waiting(ctx, doubt) from doubt
+    first_plan = _seal(ctx, draft, order)
+    if order.reason == "plan" or first_plan is None:
+        return first_plan
+    _apply(ctx, first_plan)
+    _look_again(ctx, order, draft.by_kind)
+    return first_plan
+
+
+def _pull_and_draft(ctx: Context, draft: Draft, order: Order) -> None:
     pulled: set[tuple[Side, str]] = set()
     for kind in ctx.kinds:
         for side in Side:
@@ -63,12 +77,15 @@ def execute(ctx: Context, order: Order) -> str | None:
                 )  # fmt: skip
                 pulled |= {(side, each) for each in group}
         _draft(draft, kind)
-    first_plan = _seal(ctx, draft, order)
-    if order.reason == "plan" or first_plan is None:
-        return first_plan
-    _apply(ctx, first_plan)
-    _look_again(ctx, order, draft.by_kind)
-    return first_plan
+
+
+def _waiting(ctx: Context, doubt: DoubtedError) -> HaltedError:
+    """Save what believing a listing would lead to, and nothing else, for a person to see."""
+    draft = Draft(ctx)
+    draft_missing(draft, doubt.side, doubt.kind, doubt.missing)
+    plan_id = draft.opened()
+    ctx.journal.seal(plan_id, (str(doubt),), {"operations": draft.census.total})
+    return HaltedError(str(doubt), plan_id=plan_id)
 
 
 def _look_again(ctx: Context, order: Order, by_kind: dict[str, int]) -> None:
@@ -99,6 +116,7 @@ def _seal(ctx: Context, draft: Draft, order: Order) -> str | None:
         reasons = brakes(
             draft.census, ctx.store.count_links(), ctx.rules.limits,
             is_approved=order.is_approved, is_backfill=order.reason == "backfill",
+            deleted=ctx.store.deletes_since(ctx.now() - timedelta(days=1)) if draft.census.deletes else {},
         )  # fmt: skip
     ctx.journal.seal(draft.plan_id, reasons, {"operations": draft.census.total})
     if reasons:
@@ -122,7 +140,9 @@ def execute_plan(ctx: Context, plan_id: str, on_verified: Callable[[], None] = l
     for side in Side:
         for group in ctx.systems[side].capabilities.pull_groups:
             if any(kind in entries for kind in group):
-                drain(ctx, side, group, plan_id=plan_id, anew_before=None, is_sweep_forced=False)
+                # A listing that is not believed took nothing away, and what this plan touches is read by id.
+                with suppress(DoubtedError):
+                    drain(ctx, side, group, plan_id=plan_id, anew_before=None, is_sweep_forced=False)
     _verify(ctx, plan_id)
     on_verified()
     _apply(ctx, plan_id)
@@ -147,6 +167,7 @@ def _verify(ctx: Context, plan_id: str) -> None:
 
 def _verify_batch(ctx: Context, plan_id: str, batch: list[Entry]) -> None:
     kind = batch[0].operation.kind
+    _verify_gone(ctx, plan_id, kind, batch)
     for side in Side:
         system = ctx.systems[side]
         wanted = {id_ for entry in batch if (id_ := _end_on(entry, side)) is not None}
@@ -161,9 +182,24 @@ def _verify_batch(ctx: Context, plan_id: str, batch: list[Entry]) -> None:
         for entry in batch:
             id_ = _end_on(entry, side)
             if id_ is not None and _moved(ctx, entry, side, known.get(id_)):
-                ctx.journal.set_plan(plan_id, "refused", ctx.now())
-                name = "propstreet" if side is Side.LEFT else "crm"
-                raise PlanMovedError(f"{name} {kind} {id_} moved since the plan was made; nothing was written")
+                raise _refusal(ctx, plan_id, side, f"{kind} {id_} moved since the plan was made")
+
+
+def _verify_gone(ctx: Context, plan_id: str, kind: str, batch: list[Entry]) -> None:
+    """A deletion is passed on only for a record that is gone: one that a listing merely lacked is read by its id."""
+    for side in Side:
+        deletes = [each.operation for each in batch if each.operation.verb == "delete"]
+        wanted = {op.source for op in deletes if op.side is side.other and op.source is not None}
+        alive = [each for each in ctx.store.sighted(side, kind, wanted).values() if not each.is_deleted]
+        read_again(ctx, ctx.systems[side], side, kind, [Address(each.id, each.parent) for each in alive])
+        for record in ctx.store.sighted(side, kind, [each.id for each in alive]).values():
+            if not record.is_deleted:
+                raise _refusal(ctx, plan_id, side, f"{kind} {record.id} is there after all")
+
+
+def _refusal(ctx: Context, plan_id: str, side: Side, what: str) -> PlanMovedError:
+    ctx.journal.set_plan(plan_id, "refused", ctx.now())
+    return PlanMovedError(f"{'propstreet' if side is Side.LEFT else 'crm'} {what}; nothing was written")
 
 
 def _end_on(entry: Entry, side: Side) -> str | None:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, func, insert, or_, select, update
 
 from syncd.core.merge import BY_PERSON
 from syncd.core.model import Json, LinkState, Side
 from syncd.errors import NotFoundError
 from syncd.state import schema as s
+from syncd.state.store import SETTLING
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +101,13 @@ def dead_letters(engine: Engine, scope: Scope) -> Iterator[dict[str, Json]]:
 
 
 def excluded(engine: Engine, scope: Scope) -> Iterator[dict[str, Json]]:
-    """What is left out on purpose, linked or not, with the reason."""
+    """What is left out on purpose, linked or not, or held still by a person, with the reason."""
     links = (
         select(s.link).where(scope.covers(s.link.c.pair), s.link.c.state == LinkState.EXCLUDED).order_by(s.link.c.id)
     )
     for row in _stream(engine, links):
         yield {**_head(row), "propstreet": row.left_id, "crm": row.right_id, "reason": row.reason}
+    yield from _held(engine, scope)
     for state in ("excluded", "waiting"):
         for row in _stream(engine, _alone(scope, state)):
             yield {
@@ -114,6 +116,27 @@ def excluded(engine: Engine, scope: Scope) -> Iterator[dict[str, Json]]:
                 "crm": row.id if row.side == Side.RIGHT else None,
                 "reason": row.reason,
             }
+
+
+def _held(engine: Engine, scope: Scope) -> Iterator[dict[str, Json]]:
+    own = and_(s.link.c.pair == s.hold.c.pair, s.link.c.kind == s.hold.c.kind)
+    met = or_(
+        and_(own, s.hold.c.side == Side.LEFT, s.link.c.left_id == s.hold.c.record_id),
+        and_(own, s.hold.c.side == Side.RIGHT, s.link.c.right_id == s.hold.c.record_id),
+    )
+    query = (
+        select(s.hold, s.link.c.left_id, s.link.c.right_id)
+        .outerjoin(s.link, met)
+        .where(scope.covers(s.hold.c.pair))
+        .order_by(s.hold.c.pair, s.hold.c.kind, s.hold.c.record_id)
+    )
+    for row in _stream(engine, query):
+        yield {
+            **_head(row),
+            "propstreet": row.record_id if row.side == Side.LEFT else row.left_id,
+            "crm": row.record_id if row.side == Side.RIGHT else row.right_id,
+            "reason": f"held still: {row.reason}",
+        }
 
 
 def _alone(scope: Scope, state: str) -> Any:
@@ -171,12 +194,15 @@ def _run(row: Any) -> Json:
     }
 
 
+_COUNTS = ("linked", "conflicts", "in_review", "excluded", "dead_letters", "settling", "held")
+
+
 def census(tx: Connection, pair_id: str) -> dict[str, dict[str, int]]:
-    """How many of each kind are linked, in conflict, in review, excluded, dead."""
+    """How many of each kind are linked, in conflict, in review, excluded, dead, settling, held still."""
     found: dict[str, dict[str, int]] = {}
 
     def put(kind: str, name: str, count: int) -> None:
-        at = found.setdefault(kind, {"linked": 0, "conflicts": 0, "in_review": 0, "excluded": 0, "dead_letters": 0})
+        at = found.setdefault(kind, dict.fromkeys(_COUNTS, 0))
         at[name] += count
 
     links = select(s.link.c.kind, s.link.c.state, func.count()).where(s.link.c.pair == pair_id)
@@ -191,6 +217,12 @@ def census(tx: Connection, pair_id: str) -> dict[str, dict[str, int]]:
     for kind, state, count in tx.execute(alone.group_by(s.sighting.c.kind, s.sighting.c.state)):
         if state in names:
             put(kind, names[state], count)
+    young = select(s.sighting.c.kind, func.count()).where(s.sighting.c.pair == pair_id, s.sighting.c.reason == SETTLING)
+    for kind, count in tx.execute(young.group_by(s.sighting.c.kind)):
+        put(kind, "settling", count)
+    held = select(s.hold.c.kind, func.count()).where(s.hold.c.pair == pair_id)
+    for kind, count in tx.execute(held.group_by(s.hold.c.kind)):
+        put(kind, "held", count)
     open_conflicts = select(s.conflict.c.kind, func.count()).where(
         s.conflict.c.pair == pair_id, s.conflict.c.settled_at.is_(None)
     )

@@ -61,6 +61,8 @@ class Plan:
     pair: str
     state: str
     hash: str
+    reasons: Sequence[str]
+    """Why it waits for a person, if it does."""
 
 
 class Journal:
@@ -188,7 +190,7 @@ def find_plan(engine: Engine, plan_id: str) -> Plan:
     rows = find_plans(engine, plan_id)
     if len(rows) != 1:
         raise NotFoundError(f"no plan {plan_id!r}; syncd status names the plans that wait")
-    return Plan(rows[0]["id"], rows[0]["pair"], rows[0]["state"], rows[0]["hash"])
+    return Plan(rows[0]["id"], rows[0]["pair"], rows[0]["state"], rows[0]["hash"], rows[0]["reasons"])
 
 
 def read_entries(engine: Engine, plan_id: str) -> Iterator[Entry]:

@@ -15,6 +15,9 @@ from syncd.errors import LeaseLostError, NotFoundError
 from syncd.state.schema import pair, run
 
 TTL_SECONDS = 30
+#: Workers' clocks differ a little. A lease that ends later than its whole life and this was taken
+#: by a clock that was wrong; it counts as lapsed, or nobody would run the pair until that time.
+SKEW_SECONDS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +32,15 @@ class Lease:
 def acquire(engine: Engine, pair_id: str, holder: str, at: datetime, *, ttl_seconds: int = TTL_SECONDS) -> Lease | None:
     """Take the pair if nobody holds it, or its holder let the lease lapse; None if it is held.
 
-    A run that the former holder left running is marked as abandoned.
+    Clocks decide only who may try: the fence keeps a holder out whose lease another one took too
+    early. A run that the former holder left running is marked as abandoned.
     """
+    latest = at + timedelta(seconds=ttl_seconds + SKEW_SECONDS)
+    until = pair.c.leased_until
     with engine.begin() as tx:
         fence = tx.execute(
             update(pair)
-            .where(pair.c.id == pair_id, or_(pair.c.leased_until.is_(None), pair.c.leased_until <= at))
+            .where(pair.c.id == pair_id, or_(until.is_(None), until <= at, until > latest))
             .values(holder=holder, fence=pair.c.fence + 1, leased_until=at + timedelta(seconds=ttl_seconds))
             .returning(pair.c.fence)
         ).scalar()

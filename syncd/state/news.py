@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, Literal, TypeAlias
 
 from syncd.core.mapping import freeze, same, thaw
@@ -18,6 +18,10 @@ from syncd.state.rows import Row
 
 Verdict: TypeAlias = Literal["keep", "drop", "refresh", "drop and refresh", "none"]
 
+#: An index lags by minutes, seldom by more than an hour. What is known from longer ago, or from further
+#: ahead, is no proof that a record shown with an earlier time is an old one.
+LAG: Final = timedelta(hours=2)
+AHEAD: Final = timedelta(hours=1)
 _EPOCH: Final = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 
@@ -62,7 +66,8 @@ def sighting_row(
         "reason": reason,
         "attempts": 0,
         "next_attempt_at": None,
-        "seen_at": at or record.modified_at or (before["seen_at"] if before is not None else _EPOCH),
+        # Since when it has been news, however often it moved.
+        "seen_at": before["seen_at"] if before is not None else at or record.modified_at or _EPOCH,
     }
 
 
@@ -146,12 +151,15 @@ def base_refs(link: Row, side: Side) -> str | None:
 
 
 def tells(base: Values, base_refs: str | None, record: Record, counts: Container[str], *, is_new_refs: bool) -> bool:
-    """Whether a base tells all that counts of what a record says, so that it needs no sighting."""
+    """Whether a base tells all that counts of what a record says, so that it needs no sighting.
+
+    A field that the base never heard of is not told, be it empty.
+    """
     if record.is_deleted:
         return False
     types = FIELDS[record.kind]
     return all(
-        same(types[name], value, base.get(name)) for name, value in record.values.items() if name in counts
+        name in base and same(types[name], value, base[name]) for name, value in record.values.items() if name in counts
     ) and (is_new_refs or base_refs is None or base_refs == ref_key(record.refs))
 
 
@@ -172,6 +180,7 @@ def news(
     sighting: Row | None,
     counts: Container[str],
     *,
+    at: datetime,
     is_exact: bool,
     is_current: bool,
 ) -> Verdict:
@@ -181,19 +190,20 @@ def news(
             return "drop" if sighting is not None else "none"
         return "none" if sighting is not None and sighting["is_deleted"] else "keep"
     last_at = sighting["modified_at"] if sighting is not None and not sighting["is_deleted"] else None
-    if not is_current and _is_older(record.modified_at, last_at):
+    if not is_current and _is_older(record.modified_at, last_at, at):
         return "none"
     if link is None:
         if sighting is None or sighting["version"] != record.version or _differs(sighting, record):
             return "keep"
         return "none"
     known_at, known_version = link[f"{side}_modified_at"], link[f"{side}_version"]
-    if not is_current and _is_older(record.modified_at, known_at):
+    if not is_current and _is_older(record.modified_at, known_at, at):
         return "none"
     is_same_version = known_version is not None and known_version == record.version
     base = thaw(link[f"{side}_base"])
     is_told = tells(base, base_refs(link, side), record, counts, is_new_refs=not record.refs)
-    if is_told or (is_exact and is_same_version and sighting is None):
+    is_heard = all(name in base for name in record.values if name in counts)
+    if is_told or (is_exact and is_same_version and is_heard and sighting is None):
         facts = {**link[f"{side}_facts"], "opaque": None}
         if facts != {**_facts(record), "opaque": None}:
             return "keep"
@@ -206,5 +216,5 @@ def news(
     return "none" if is_known and sighting is not None and not _differs(sighting, record) else "keep"
 
 
-def _is_older(one: datetime | None, other: datetime | None) -> bool:
-    return one is not None and other is not None and one < other
+def _is_older(one: datetime | None, other: datetime | None, at: datetime) -> bool:
+    return one is not None and other is not None and one < other and at - LAG <= other <= at + AHEAD

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, Row, func, select, update
+from sqlalchemy import ARRAY, Connection, Engine, Row, Text, delete, func, select, update
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from syncd.core.model import Side
 from syncd.errors import ConfigError, NotFoundError
 from syncd.state import schema as s
+from syncd.state.lease import Lease, prove
+
+#: No vendor asks for more than a day (HubSpot's 477); what lies further ahead was written by a clock that was wrong.
+LONGEST_REST = timedelta(hours=25)
 
 
 def register(
@@ -58,6 +64,58 @@ def find(engine: Engine, pair_id: str) -> Row[Any]:
     return row
 
 
+def remap(
+    engine: Engine, held: Lease, meanings: Mapping[str, Mapping[str, str]], carried: Mapping[str, Collection[str]]
+) -> dict[str, list[str]]:
+    """Take up what the tenant's file says of each field now; answers with the fields by kind that mean something else.
+
+    Exactly those are met anew: their base is forgotten and their kind listed whole once more. Fields
+    that both systems ``carried`` and that one of them lacks now, though the file still wants them, look as
+    if everybody had emptied them. Raises ConfigError naming those; nothing is changed then.
+    """
+    with engine.begin() as tx:
+        prove(tx, held)
+        known = tx.execute(select(s.pair.c.mapping).where(s.pair.c.id == held.pair)).scalar()
+        now = {
+            kind: {name: said for name, said in fields.items() if name in carried.get(kind, ())}
+            for kind, fields in meanings.items()
+        }
+        if lost := sorted(
+            f"{kind}.{name}"
+            for kind, fields in (known or {}).items()
+            for name, said in fields.items()
+            if meanings.get(kind, {}).get(name) == said and name not in now[kind]
+        ):
+            raise ConfigError(
+                f"{held.pair}: the crm or propstreet no longer carries {', '.join(lost)}, which this pair syncs. "
+                "Restore it there, or set it to off below kinds.KIND.fields in the tenant's file."
+            )
+        changed = {
+            kind: sorted(name for name, said in now[kind].items() if fields.get(name) != said)
+            for kind, fields in (known or {}).items()
+            if kind in now
+        }
+        changed = {kind: names for kind, names in changed.items() if names}
+        for kind, names in changed.items():
+            _meet_anew(tx, held.pair, kind, names)
+        if known != (mapping := {**(known or {}), **now}):
+            tx.execute(update(s.pair).where(s.pair.c.id == held.pair).values(mapping=mapping))
+    return changed
+
+
+def _meet_anew(tx: Connection, pair_id: str, kind: str, names: Sequence[str]) -> None:
+    gone = sql_cast(list(names), ARRAY(Text))
+    tx.execute(
+        update(s.link)
+        .where(s.link.c.pair == pair_id, s.link.c.kind == kind)
+        .values(left_base=s.link.c.left_base - gone, right_base=s.link.c.right_base - gone)
+    )
+    feed = (s.feed.c.pair == pair_id, s.feed.c.kind == kind)
+    tx.execute(update(s.feed).where(*feed, s.feed.c.parent == "").values(listed_at=None))
+    # Children have watermarks of their own, which can only be forgotten with their feeds.
+    tx.execute(delete(s.feed).where(*feed, s.feed.c.parent != ""))
+
+
 def prove_account(engine: Engine, pair_id: str, side: Side, connector: str, account_id: str) -> None:
     """The account of a connection never changes. Raises ConfigError if it is another than the one linked before."""
     with engine.begin() as tx:
@@ -89,7 +147,7 @@ def resting_until(engine: Engine, pair_id: str, at: datetime) -> datetime | None
         found: datetime | None = tx.execute(
             select(func.max(s.connection.c.resting_until)).where(s.connection.c.pair == pair_id)
         ).scalar()
-    return found if found is not None and found > at else None
+    return found if found is not None and at < found <= at + LONGEST_REST else None
 
 
 def rest(engine: Engine, pair_id: str, side: Side, connector: str, until: datetime | None) -> None:
@@ -129,6 +187,28 @@ def halt(engine: Engine, pair_id: str, reason: str | None, plan_id: str | None) 
     """Nothing runs on this pair until a person says go; with None, it may look for itself again."""
     with engine.begin() as tx:
         tx.execute(update(s.pair).where(s.pair.c.id == pair_id).values(halted_reason=reason, halted_plan=plan_id))
+
+
+def discard(engine: Engine, plan_id: str, at: datetime) -> None:
+    """A person does not want this plan: it is never applied. A pair that halted with it looks for itself again.
+
+    No brake is released by this: the next run halts anew if the reason is still there. Raises
+    NotFoundError if the plan does not wait.
+    """
+    with engine.begin() as tx:
+        pair_id = tx.execute(
+            update(s.plan)
+            .where(s.plan.c.id == plan_id, s.plan.c.state == "open")
+            .values(state="discarded", ended_at=at)
+            .returning(s.plan.c.pair)
+        ).scalar()
+        if pair_id is None:
+            raise NotFoundError(f"plan {plan_id} does not wait; syncd status names the plans that do")
+        tx.execute(
+            update(s.pair)
+            .where(s.pair.c.id == pair_id, s.pair.c.halted_plan == plan_id)
+            .values(halted_reason=None, halted_plan=None)
+        )
 
 
 def pause(engine: Engine, pair_id: str, at: datetime) -> None:

@@ -111,6 +111,11 @@ class PostgresRows:
     def save_feeds(self, rows: Sequence[Row]) -> None:
         upsert_many(self._writing, s.feed, rows)
 
+    def bring_back_visits(self, side: Side, kind: str, latest: datetime, at: datetime) -> None:
+        feed = s.feed.c
+        wrong = (feed.pair == self.pair, feed.side == side, feed.kind == kind, feed.visited_at > latest)
+        self._writing.execute(update(s.feed).where(*wrong).values(visited_at=at))
+
     def parents(
         self,
         side: Side,
@@ -490,6 +495,21 @@ class PostgresRows:
 
     def insert_changes(self, rows: Sequence[Row]) -> None:
         insert_many(self._writing, s.change_log, rows)
+
+    def deletes_since(self, at: datetime) -> dict[tuple[str, Side], int]:
+        log, run = s.change_log.c, s.run.c
+        is_own = and_(run.id == log.run, run.reason.in_(["run", "backfill"]), ~run.counts.has_key("waived"))
+        query = (
+            select(log.kind, log.side, func.count())
+            .join(s.run, is_own)
+            .where(log.pair == self.pair, log.verb == "delete", log.at > at)
+            .group_by(log.kind, log.side)
+        )
+        with self._reading() as tx:
+            return {(row[0], Side(row[1])): row[2] for row in tx.execute(query)}
+
+    def holds(self) -> list[Row]:
+        return self._all(select(s.hold).where(s.hold.c.pair == self.pair).order_by(s.hold.c.record_id))
 
     # --- runs, plans, operations ------------------------------------------------------
 

@@ -79,6 +79,9 @@ class Rows(Protocol):
     def holders(self, side: Side, kind: str, key: str, ids: Collection[str]) -> list[Address]:
         """Linked or sighted records whose opaque ``key`` is one of these."""
 
+    def bring_back_visits(self, side: Side, kind: str, latest: datetime, at: datetime) -> None:
+        """Visits noted later than ``latest`` were noted by a clock that was wrong: they happened ``at``."""
+
     # --- sightings --------------------------------------------------------------------
 
     def sightings(self, side: Side, kind: str, ids: Collection[str]) -> list[Row]: ...
@@ -177,6 +180,12 @@ class Rows(Protocol):
     def update_conflicts(self, ids: Collection[int], changes: Row) -> None: ...
 
     def insert_changes(self, rows: Sequence[Row]) -> None: ...
+
+    def deletes_since(self, at: datetime) -> dict[tuple[str, Side], int]:
+        """Deletions by (kind, side) of runs and backfills since then, but for those that a person let go."""
+
+    def holds(self) -> list[Row]:
+        """``kind``, ``side``, ``record_id``, ``reason`` of what is held still."""
 
     # --- runs, plans, operations ------------------------------------------------------
 

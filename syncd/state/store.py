@@ -7,9 +7,9 @@ statement: what keeps the rows is ``Rows``. Whatever changes state happens insid
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
@@ -33,6 +33,8 @@ from syncd.state.news import (
 )
 from syncd.state.rows import Joined, Listing, Place, Row, Rows
 
+#: Why a sighting that is too young waits.
+SETTLING = "settling"
 #: So many parents are read at a time: the vendor is called between two of these reads.
 PARENTS = 1_000
 #: What is visited below a record of a kind.
@@ -53,6 +55,10 @@ class LinkRow:
     settled: Mapping[str, Side]
     moved: frozenset[Side]
     next_attempt_at: datetime | None
+    since: Mapping[Side, datetime] = field(default_factory=dict)
+    """Since when each moved side has been news."""
+    settling: frozenset[Side] = frozenset()
+    """Sides whose news were found too young."""
 
     def side(self, side: Side) -> Sighted:
         return self.left if side is Side.LEFT else self.right
@@ -217,7 +223,7 @@ class Store:
                 if record.formerly and not record.is_deleted:
                     link = self._follow_merge(side, record, links, at)
                 verdict = news(
-                    side, record, link, sighting, self.counts[kind], is_exact=is_exact, is_current=is_current
+                    side, record, link, sighting, self.counts[kind], at=at, is_exact=is_exact, is_current=is_current
                 )
                 if verdict == "keep":
                     upserts.append(sighting_row(self.pair, side, record, link is not None, sighting, at))
@@ -338,9 +344,40 @@ class Store:
 
     # --- matching ---------------------------------------------------------------------
 
-    def unmatched(self, side: Side, kind: str, after: str, limit: int) -> list[Record]:
-        """Records without a link that nothing is known to stand in the way of, by id."""
-        return [record_of(kind, row) for row in self.rows.unmatched(side, kind, after, limit)]
+    def unmatched(
+        self, side: Side, kind: str, after: str, limit: int, admits: Callable[[Row], bool] = lambda row: True
+    ) -> list[Record]:
+        """Records without a link that nothing is known to stand in the way of, by id; those that it ``admits``."""
+        while rows := self.rows.unmatched(side, kind, after, limit):
+            if found := [record_of(kind, row) for row in rows if admits(row)]:
+                return found
+            after = rows[-1]["id"]
+        return []
+
+    def note_settling(self, side: Side, kind: str, ids: Sequence[str], *, is_young: bool) -> None:
+        """Remember that records wait until they are quiet, or that they do no longer."""
+        if ids:
+            with self.transaction():
+                self.rows.update_sightings(side, kind, ids, {"reason": SETTLING if is_young else ""})
+
+    def holds(self) -> dict[tuple[str, Side], dict[str, str]]:
+        """What is held still, by kind and side: id -> reason; the counterparts of what is held are."""
+        found: dict[tuple[str, Side], dict[str, str]] = {}
+        for row in self.rows.holds():
+            found.setdefault((row["kind"], Side(row["side"])), {})[row["record_id"]] = row["reason"]
+        for (kind, side), reasons in list(found.items()):
+            for own, other in self.counterparts(kind, side, reasons).items():
+                found.setdefault((kind, side.other), {}).setdefault(other, reasons[own])
+        return found
+
+    def deletes_since(self, at: datetime) -> dict[tuple[str, Side], int]:
+        """Deletions by (kind, side) since then that no person said yes to."""
+        return self.rows.deletes_since(at)
+
+    def bring_back_visits(self, side: Side, kind: str, latest: datetime, at: datetime) -> None:
+        """See ``Rows.bring_back_visits``."""
+        with self.transaction():
+            self.rows.bring_back_visits(side, kind, latest, at)
 
     def suspects(
         self, side: Side, kind: str, *, ids: Iterable[str] = (), marks: Iterable[str] = (), keys: Iterable[str] = ()
@@ -643,13 +680,13 @@ class Store:
 def _link_row(kind: str, row: Joined) -> LinkRow:
     link = row.link
     sides: dict[Side, Sighted] = {}
-    moved: set[Side] = set()
-    for side, sighting in ((Side.LEFT, row.left), (Side.RIGHT, row.right)):
+    both = {Side.LEFT: row.left, Side.RIGHT: row.right}
+    seen = {side: sighting for side, sighting in both.items() if sighting is not None}
+    for side in Side:
         known = base_record(kind, link, side)
         record = known
-        if sighting is not None:
-            record = record_of(kind, sighting)
-            moved.add(side)
+        if side in seen:
+            record = record_of(kind, seen[side])
             if record.is_deleted:
                 record = replace(known, is_deleted=True, merged_into=record.merged_into)
         sides[side] = Sighted(record, known.values, base_refs(link, side))
@@ -662,6 +699,8 @@ def _link_row(kind: str, row: Joined) -> LinkRow:
         reason=link["reason"],
         is_marked=link["is_marked"],
         settled={name: Side(side) for name, side in link["settled"].items()},
-        moved=frozenset(moved),
+        moved=frozenset(seen),
         next_attempt_at=link["next_attempt_at"],
+        since={side: row["seen_at"] for side, row in seen.items()},
+        settling=frozenset(side for side, row in seen.items() if row["reason"] == SETTLING),
     )

@@ -115,16 +115,17 @@ def test_a_first_run_waits_for_approval_and_names_its_plan(desk: Desk, connector
     pair.seed(contacts=2, deals=1)
     said = syncd("run", "nordhaus")
     assert said.code == 4
+    (plan,) = PLAN.findall(said.out)
     lines = without_ids(said.out).splitlines()
     assert lines[0] == f"nordhaus   propstreet <> {connector}   halted"
     assert re.fullmatch(r"  calls     \d+ to crm, \d+ to propstreet", lines[1])
     assert lines[2:] == [
         "  the first run of this pair waits for approval",
-        "  Look at it:  syncd status nordhaus",
+        f"  Look at it:  syncd show {plan[:8]}",
         "  Let it go:   syncd apply PLAN",
+        f"  Or drop it:  syncd discard {plan[:8]}",
     ]
     assert writes(pair.hub) == writes(pair.crm) == []
-    (plan,) = PLAN.findall(said.out)
     shown = syncd("status", "nordhaus")
     assert (shown.code, without_ids(shown.out).splitlines()[:3]) == (
         0,
@@ -146,6 +147,32 @@ def test_a_first_run_waits_for_approval_and_names_its_plan(desk: Desk, connector
         "  nothing to do; both sides are in step",
     ]
     assert (writes(pair.crm, place), writes(pair.hub, hub_place)) == ([], [])
+
+
+def test_a_saved_plan_is_shown_and_discarded(desk: Desk) -> None:
+    """show names each operation and why the plan waits; discard ends it and approves nothing."""
+    pair = desk.tenant("hubspot")
+    pair.seed(contacts=1, deals=0)
+    (plan,) = PLAN.findall(syncd("run", "nordhaus").out)
+    shown = syncd("show", plan[:8])
+    assert shown.code == 0
+    lines = shown.out.splitlines()
+    assert lines[:3] == [
+        "nordhaus   propstreet <> hubspot",
+        f"  plan {plan}, open",
+        "  waits: the first run of this pair waits for approval",
+    ]
+    assert lines[-2:] == [f"Run it with: syncd apply {plan}", f"Drop it with: syncd discard {plan}"]
+    assert any(line.startswith("    create crm contact") for line in lines)
+    document = json.loads(syncd("show", plan, "--json").out)
+    assert (document["state"], document["reasons"]) == ("open", ["the first run of this pair waits for approval"])
+    assert document["operations"]
+    assert syncd("discard", plan[:8]).code == 0
+    assert syncd("discard", plan).code == 2
+    assert json.loads(syncd("status", "nordhaus", "--json").out)[0]["halted"] is None
+    assert syncd("apply", plan).code == 2
+    assert syncd("run", "nordhaus").code == 4
+    assert writes(pair.hub) == writes(pair.crm) == []
 
 
 def test_without_approval_every_run_halts_again(desk: Desk) -> None:

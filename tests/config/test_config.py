@@ -249,7 +249,7 @@ REFUSED = {
     "an unknown key": (
         with_kinds("deal:\n  steges: {a: none}"),
         "acme.yaml:8: pairs[0].kinds.deal.steges: unknown key 'steges'; did you mean 'stages'? "
-        "Known: conflict, create, defaults, deletes, fields, only_when, pipeline, stages.",
+        "Known: conflict, create, defaults, deletes, fields, only_when, pipeline, settle, stages.",
     ),
     "an unknown key at the top": (
         MINIMAL + "enable: true\n",

@@ -509,15 +509,16 @@ def test_several_currencies_are_read_from_the_record(build: Callable[..., World]
     assert world.records()["deal"][0].values["amount"] == Money(Decimal(7), "EUR")
 
 
-def test_a_field_hidden_in_mid_life_is_looked_up_again(world: World) -> None:
+def test_a_field_hidden_in_mid_life_is_named_and_never_read_as_emptied(world: World) -> None:
     world.deal()
     marks = world.marks(world.pull())
     world.org.hidden.add(("Opportunity", "Propstreet_Status__c"))
     world.org.edit("Opportunity", world.org.all("Opportunity")[0]["Id"], {"Name": "new"})
-    assert world.records(marks)["deal"][0].values["name"] == "new"
-    assert "status" not in world.connector.capabilities().kinds["deal"].fields
+    with pytest.raises(ConfigError, match=r"deal\.status \(Propstreet_Status__c\)"):
+        world.records(marks)
     world.org.hidden.add(("Opportunity", "Amount"))
-    assert "amount" not in world.one("deal", world.org.all("Opportunity")[0]["Id"]).values
+    with pytest.raises(ConfigError, match=r"deal\.amount \(Amount\)"):
+        world.one("deal", world.org.all("Opportunity")[0]["Id"])
 
 
 # --- set-up ---------------------------------------------------------------------------

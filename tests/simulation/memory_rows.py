@@ -252,6 +252,7 @@ class MemoryState:
         self.plan = MemoryTable(s.plan, _id, indexed=lambda row: (("state", row["state"]),))
         self.operation = MemoryTable(s.operation, _id, indexed=_operation_entries, unique=_operation_unique)
         self.change_log = MemoryTable(s.change_log, _id)
+        self.hold = MemoryTable(s.hold, lambda row: (row["kind"], row["side"], row["record_id"]))
         self.conflict = MemoryTable(s.conflict, _id, indexed=_conflict_entries, unique=_conflict_unique)
         self._tables = {name: each for name, each in vars(self).items() if isinstance(each, MemoryTable)}
         self._lease = Lease(pair, "", 0)
@@ -390,6 +391,12 @@ class MemoryRows:
             if before is not None and (after is None or after < before):
                 raise ViolationError(f"a watermark never goes back ({self.pair} {row['side']} {row['kind']})")
             self._t.feed.change(held, row)
+
+    def bring_back_visits(self, side: Side, kind: str, latest: datetime, at: datetime) -> None:
+        for row in list(self._t.feed.rows.values()):
+            visited_at = row["visited_at"]
+            if (row["side"], row["kind"]) == (side, kind) and visited_at is not None and visited_at > latest:
+                self._t.feed.change(row, {"visited_at": at})
 
     def parents(
         self,
@@ -671,6 +678,18 @@ class MemoryRows:
     def insert_changes(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self._t.change_log.add(row)
+
+    def deletes_since(self, at: datetime) -> dict[tuple[str, Side], int]:
+        found: Counter[tuple[str, Side]] = Counter()
+        for row in self._t.change_log.rows.values():
+            run = self._t.run.rows.get(row["run"])
+            is_own = run is not None and run["reason"] in ("run", "backfill") and "waived" not in run["counts"]
+            if is_own and row["verb"] == "delete" and row["at"] > at:
+                found[row["kind"], Side(row["side"])] += 1
+        return dict(found)
+
+    def holds(self) -> list[Row]:
+        return sorted(self._t.hold.rows.values(), key=lambda row: str(row["record_id"]))
 
     # --- runs, plans, operations ------------------------------------------------------
 
