@@ -7,6 +7,7 @@ a clock that was wrong would hide every edit until its time has come.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
@@ -16,6 +17,8 @@ from syncd.core.mapping import instant, iso_z
 #: How far apart clocks usually are; less than any system's overlap.
 SKEW: Final = timedelta(seconds=60)
 
+_FINER: Final = re.compile(r"\.\d{6}(\d+)")
+
 
 def advance(current: str | None, seen: Iterable[str | None]) -> str | None:
     """The latest of the clocks seen and the current watermark; of equal instants the current one stays.
@@ -24,8 +27,7 @@ def advance(current: str | None, seen: Iterable[str | None]) -> str | None:
     """
     best = current
     for clock in seen:
-        # The first one is held against nothing, but must be a time all the same.
-        if clock is not None and (instant(clock, "clock") is not None if best is None else is_later(clock, best)):
+        if clock is not None and is_later(clock, best or ""):
             best = clock
     return best
 
@@ -45,7 +47,8 @@ def within(clocks: Iterable[str], now: datetime) -> list[str]:
 
 
 def is_later(one: str, other: str) -> bool:
-    """True if the first clock string is the later instant, finer digits than microseconds included."""
+    """True if the first clock string is the later instant, digits finer than microseconds included; any is later
+    than an empty one."""
     first, second = instant(one, "clock"), instant(other, "clock")
     if first is None or second is None:
         return first is not None
@@ -62,10 +65,5 @@ def less(clock: str, seconds: float) -> str:
 
 def _rest(clock: str) -> str:
     """Digits of the fraction beyond the sixth."""
-    digits = ""
-    if "." in clock:
-        for ch in clock.split(".", 1)[1]:
-            if not ch.isdigit():
-                break
-            digits += ch
-    return digits[6:].rstrip("0")
+    found = _FINER.search(clock)
+    return found[1].rstrip("0") if found else ""
