@@ -383,7 +383,7 @@ class MemoryRows:
 
     def feeds(self, side: Side, kind: str, parents: Collection[str]) -> list[Row]:
         feeds = self._t.feed.rows
-        return [feeds[side, kind, parent] for parent in sorted(parents) if (side, kind, parent) in feeds]
+        return [feeds[side, kind, parent] for parent in sorted(set(parents)) if (side, kind, parent) in feeds]
 
     def save_feeds(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -443,7 +443,7 @@ class MemoryRows:
             for row in self._all_seen(side, kind)
             if row["facts"].get("opaque", {}).get(key) in ids
         }
-        return sorted(found, key=lambda each: each.id)
+        return sorted(found, key=lambda each: (each.id, each.parent or ""))
 
     # --- sightings --------------------------------------------------------------------
 
@@ -541,7 +541,7 @@ class MemoryRows:
         }
         for row in found.values():
             self._t.link.drop(row)
-        return _by_id(found.values())
+        return [{"left_id": row["left_id"], "right_id": row["right_id"]} for row in _by_id(found.values())]
 
     def move_children(self, side: Side, child: str, old: str, new: str) -> None:
         for row in self._t.link.find("parent", side, child, old):
@@ -592,7 +592,11 @@ class MemoryRows:
         for name, values in (("mark", marks), ("key", keys)):
             for value in values:
                 found |= {row["id"]: row for row in self._t.sighting.find(name, side, kind, value)}
-        return _by_id(row for row in found.values() if not row["is_linked"] and row["state"] != "retired")
+        return [
+            {name: row[name] for name in ("id", "keys", "mark")}
+            for row in _by_id(found.values())
+            if not row["is_linked"] and row["state"] != "retired"
+        ]
 
     def linked_alike(self, side: Side, kind: str, ids: Collection[str], keys: Collection[str]) -> list[Row]:
         found = {row["id"]: row for row in self.links(side, kind, ids)}
@@ -670,8 +674,7 @@ class MemoryRows:
         self._t.conflict.add(row)
 
     def update_conflicts(self, ids: Collection[int], changes: Row) -> None:
-        for id_ in ids:
-            self._t.conflict.change(self._t.conflict.rows[id_], changes)
+        _update(self._t.conflict, ({"id": id_, **changes} for id_ in ids))
 
     def insert_changes(self, rows: Sequence[Row]) -> None:
         for row in rows:
