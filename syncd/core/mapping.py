@@ -217,7 +217,7 @@ def thaw(stored: Mapping[str, Json]) -> dict[str, Value]:
 
 
 def _thaw(stored: Json, field: str) -> Value:
-    if stored is None or isinstance(stored, bool | str):
+    if stored is None or isinstance(stored, (bool, str)):
         return stored
     if isinstance(stored, dict):
         match stored.get("$"):

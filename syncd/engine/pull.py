@@ -264,7 +264,8 @@ def _spelt(ctx: Context, side: Side, record: Record) -> Record:
     """The record with its stored ref spelt as the other system spells its own ids."""
     if record.mark is None:
         return record
-    return replace(record, mark=ctx.systems[side.other].capabilities.canonical_id(record.mark))
+    mark = ctx.systems[side.other].capabilities.canonical_id(record.mark)
+    return replace(record, mark=mark) if mark != record.mark else record
 
 
 def _believe(ctx: Context, side: Side, missing: _Missing) -> None:

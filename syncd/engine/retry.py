@@ -85,6 +85,13 @@ class Courier:
         self.lost_answers = 0
         """Calls that may have taken effect although no answer came, whether or not they were repeated."""
         self.resting_until: datetime | None = None
+        self._patiently = Retrying(
+            retry=retry_if_exception(_may_repeat),
+            wait=self._pause,
+            stop=stop_after_attempt(ATTEMPTS),
+            sleep=self._wait,
+            reraise=True,
+        )
 
     def allow(self, quotas: Iterable[Quota]) -> None:
         """Learn the vendor's quotas; buckets without one are not paced."""
@@ -128,13 +135,7 @@ class Courier:
             finally:
                 self._arrived(bucket)
 
-        return Retrying(
-            retry=retry_if_exception(_may_repeat),
-            wait=self._pause,
-            stop=stop_after_attempt(ATTEMPTS),
-            sleep=self._wait,
-            reraise=True,
-        )(attempt)
+        return self._patiently(attempt)
 
     def _pace(self, bucket: str) -> None:
         now = self._patience.now()

@@ -101,12 +101,13 @@ class PostgresRows:
     # --- feeds ------------------------------------------------------------------------
 
     def feeds(self, side: Side, kind: str, parents: Collection[str]) -> list[Row]:
-        return self._all(
+        rows = self._all(
             select(s.feed).where(
                 s.feed.c.pair == self.pair, s.feed.c.side == side, s.feed.c.kind == kind,
                 one_of(s.feed.c.parent, parents),
             )
         )  # fmt: skip
+        return sorted(rows, key=lambda row: str(row["parent"]))
 
     def save_feeds(self, rows: Sequence[Row]) -> None:
         upsert_many(self._writing, s.feed, rows)
@@ -306,7 +307,8 @@ class PostgresRows:
         statement = delete(s.link).where(
             *self._of(s.link, kind), or_(one_of(s.link.c.left_id, left_ids), one_of(s.link.c.right_id, right_ids))
         )
-        return _fetched(self._writing, statement.returning(s.link.c.left_id, s.link.c.right_id))
+        rows = _fetched(self._writing, statement.returning(s.link.c.id, s.link.c.left_id, s.link.c.right_id))
+        return [{"left_id": row["left_id"], "right_id": row["right_id"]} for row in _by_id(rows)]
 
     def move_children(self, side: Side, child: str, old: str, new: str) -> None:
         parent = _own(s.link, side, "parent")
@@ -695,4 +697,5 @@ def _by_id(rows: list[Row]) -> list[Row]:
 
 
 def _addresses(rows: Sequence[Row]) -> list[Address]:
-    return sorted((Address(row["id"], row["parent"]) for row in rows), key=lambda each: each.id)
+    found = (Address(row["id"], row["parent"]) for row in rows)
+    return sorted(found, key=lambda each: (each.id, each.parent or ""))

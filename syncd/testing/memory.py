@@ -75,7 +75,7 @@ class MemorySystem:
     on_write: Callable[[str], None] = lambda moment: None
     """Called ``before`` and ``after`` the effect of each batch; what it raises kills the process there."""
     vocabulary: Mapping[str, str] | None = None
-    records: dict[tuple[str, str], Stored] = field(default_factory=dict)
+    records: dict[str, dict[str, Stored]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     faults: list[MemoryFault] = field(default_factory=list)
     calls: list[tuple[str, str, int]] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)
@@ -129,12 +129,12 @@ class MemorySystem:
         self._store(replace(won, formerly=(*won.formerly, loser)), by_person=True)
 
     def get(self, kind: str, id_: str) -> Record:
-        return self.records[kind, id_].record
+        return self.records[kind][id_].record
 
     def all(self, kind: str) -> list[Record]:
         """Live records of a kind, by id."""
         return sorted(
-            (s.record for (k, _), s in self.records.items() if k == kind and not s.record.is_deleted),
+            (stored.record for stored in self.records[kind].values() if not stored.record.is_deleted),
             key=lambda record: record.id,
         )
 
@@ -147,18 +147,18 @@ class MemorySystem:
     def _store(self, record: Record, *, by_person: bool) -> Record:
         at = self.now()
         self._serial += 1
-        before = self.records.get((record.kind, record.id))
+        before = self.records[record.kind].get(record.id)
         new = replace(record, version=f"v{self._serial}", modified_at=at)
         delay = self.late if by_person else timedelta(0)
-        self.records[record.kind, record.id] = Stored(
+        self.records[record.kind][record.id] = Stored(
             new, at + delay, at + delay + self.lag, before.record if before else None
         )
         return new
 
-    def indexed(self) -> Iterator[Record]:
+    def indexed(self, kind: str) -> Iterator[Record]:
         """What a listing shows now: rows not yet committed are absent, rows not yet indexed show their past."""
         at = self.now()
-        for stored in self.records.values():
+        for stored in self.records[kind].values():
             if stored.indexed_at <= at:
                 yield stored.record
             elif stored.before is not None:
@@ -166,7 +166,7 @@ class MemorySystem:
 
     def read(self, kind: str, id_: str) -> Record:
         """What a read by id shows: the truth, except for what is not committed yet."""
-        stored = self.records.get((kind, id_))
+        stored = self.records[kind].get(id_)
         if stored is None or (stored.visible_at > self.now() and stored.before is None):
             return Record(kind, id_, {}, is_deleted=True)
         if stored.visible_at > self.now() and stored.before is not None:
@@ -292,9 +292,8 @@ class MemoryConnector:
         """Rows in the order of their clock, from the last place seen: a row that moves meanwhile is seen again."""
         rows = [
             record
-            for record in self.system.indexed()
-            if record.kind == kind
-            and (parent is None or record.parent == parent)
+            for record in self.system.indexed(kind)
+            if (parent is None or record.parent == parent)
             and (floor is None or (record.modified_at is not None and iso_z(record.modified_at) >= floor))
             and (floor is not None or self.system.is_hub or not record.is_deleted)
             and (after is None or _place(record) > after)
@@ -346,7 +345,7 @@ class MemoryConnector:
             return Outcome(write.key, Verdict.REJECTED, reason=refusal)
         if write.address is None:
             return self._create(write)
-        stored = system.records.get((write.kind, write.address.id))
+        stored = system.records[write.kind].get(write.address.id)
         if stored is None or (stored.record.is_deleted and write.verb != "delete"):
             return Outcome(write.key, Verdict.MISSING)
         record = stored.record
@@ -367,9 +366,9 @@ class MemoryConnector:
             return Outcome(write.key, Verdict.REJECTED, reason="refs: not a safe id")
         if write.key in system.keys:
             return Outcome(write.key, Verdict.DONE, system.get(write.kind, system.keys[write.key]))
-        for stored in system.records.values():
+        for stored in system.records[write.kind].values():
             record = stored.record
-            if record.kind == write.kind and not record.is_deleted and _is_double(record, write):
+            if not record.is_deleted and _is_double(record, write):
                 return Outcome(write.key, Verdict.EXISTS, record)
         system._serial += 1
         id_ = f"{'p' if system.is_hub else 'c'}{system._serial:05d}"

@@ -513,7 +513,7 @@ def merge_anew(world: World, kind: str, first: str, second: str) -> str:
     """A merge whose survivor has a new id, and the mark of the first."""
     new = world.crm.add(kind, world.crm.get(kind, first).values, mark=world.crm.get(kind, first).mark)
     for old in (first, second):
-        del world.crm.records[kind, old]
+        del world.crm.records[kind][old]
     world.crm.change(kind, new, formerly=(first, second))
     return new
 
@@ -541,7 +541,7 @@ def test_a_linked_record_merged_into_a_linked_one_waits_for_a_person(world: Worl
     winner, loser = (world.hub.add("contact", {"email": f"{name}@x.se", "first_name": name}) for name in ("a", "b"))
     world.run()
     links = world.links("contact")
-    del world.crm.records["contact", links[loser]]
+    del world.crm.records["contact"][links[loser]]
     world.crm.change("contact", links[winner], formerly=(links[loser],))
     world.settle()
     assert world.links("contact") == links

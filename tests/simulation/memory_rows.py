@@ -40,6 +40,12 @@ class ViolationError(Exception):
     """What the database would refuse: a constraint, a watermark that goes back, a takeover amid a commit."""
 
 
+class Undoing:
+    """What the open transaction of a pair would have to take back, if one is open."""
+
+    undo: list[Undo] | None = None
+
+
 class MemoryTable:
     """One table of one pair: rows by key, indexes, what must be unique, defaults and checks of the schema."""
 
@@ -47,12 +53,13 @@ class MemoryTable:
         self,
         table: Table,
         key: Callable[[Row], Hashable],
+        undoing: Undoing,
         *,
         indexed: Entries = lambda row: (),
         unique: Entries = lambda row: (),
     ):
         self.rows: dict[Any, Row] = {}
-        self.undo: list[Undo] | None = None
+        self._undoing = undoing
         self._table = table.name
         self._key = key
         self._indexed, self._unique = indexed, unique
@@ -94,11 +101,12 @@ class MemoryTable:
         return self.rows[key] if key is not None else None
 
     def _put(self, key: Hashable, row: Row | None) -> None:
-        if self.undo is None:
+        undo = self._undoing.undo
+        if undo is None:
             raise RuntimeError("rows are written inside a transaction, which proves the lease")
         if row is not None:
             self._check(key, row)
-        self.undo.append((self, key, self.rows.get(key)))
+        undo.append((self, key, self.rows.get(key)))
         self.set(key, row)
 
     def set(self, key: Hashable, row: Row | None) -> None:
@@ -238,22 +246,23 @@ class MemoryState:
     def __init__(self, pair: str = "t/crm", on_commit: Callable[[str], None] = lambda moment: None) -> None:
         self.pair = pair
         self.on_commit = on_commit
-        self.feed = MemoryTable(s.feed, lambda row: (row["side"], row["kind"], row["parent"]))
-        self.link = MemoryTable(s.link, _id, indexed=_link_entries, unique=_link_unique)
+        self._undoing = undoing = Undoing()
+        self.feed = MemoryTable(s.feed, lambda row: (row["side"], row["kind"], row["parent"]), undoing)
+        self.link = MemoryTable(s.link, _id, undoing, indexed=_link_entries, unique=_link_unique)
         self.sighting = MemoryTable(
-            s.sighting, lambda row: (row["side"], row["kind"], row["id"]), indexed=_sighting_entries
+            s.sighting, lambda row: (row["side"], row["kind"], row["id"]), undoing, indexed=_sighting_entries
         )
-        self.match_review = MemoryTable(s.match_review, _id, indexed=_review_entries, unique=_review_unique)
+        self.match_review = MemoryTable(s.match_review, _id, undoing, indexed=_review_entries, unique=_review_unique)
         self.run = MemoryTable(
-            s.run, _id,
+            s.run, _id, undoing,
             indexed=lambda row: (("reason", row["reason"]),),
             unique=lambda row: (("running",),) if row["state"] == "running" else (),
         )  # fmt: skip
-        self.plan = MemoryTable(s.plan, _id, indexed=lambda row: (("state", row["state"]),))
-        self.operation = MemoryTable(s.operation, _id, indexed=_operation_entries, unique=_operation_unique)
-        self.change_log = MemoryTable(s.change_log, _id)
-        self.hold = MemoryTable(s.hold, lambda row: (row["kind"], row["side"], row["record_id"]))
-        self.conflict = MemoryTable(s.conflict, _id, indexed=_conflict_entries, unique=_conflict_unique)
+        self.plan = MemoryTable(s.plan, _id, undoing, indexed=lambda row: (("state", row["state"]),))
+        self.operation = MemoryTable(s.operation, _id, undoing, indexed=_operation_entries, unique=_operation_unique)
+        self.change_log = MemoryTable(s.change_log, _id, undoing)
+        self.hold = MemoryTable(s.hold, lambda row: (row["kind"], row["side"], row["record_id"]), undoing)
+        self.conflict = MemoryTable(s.conflict, _id, undoing, indexed=_conflict_entries, unique=_conflict_unique)
         self._tables = {name: each for name, each in vars(self).items() if isinstance(each, MemoryTable)}
         self._lease = Lease(pair, "", 0)
         self._leased_until: datetime | None = None
@@ -279,9 +288,7 @@ class MemoryState:
         if self.writer is not None:
             raise ViolationError("a transaction is open on this pair: whoever comes waits for its end")
         undo: list[Undo] = []
-        self.writer = writer
-        for table in self._tables.values():
-            table.undo = undo
+        self.writer, self._undoing.undo = writer, undo
         try:
             yield undo
         except BaseException:
@@ -289,9 +296,7 @@ class MemoryState:
                 table.set(key, row)
             raise
         finally:
-            self.writer = None
-            for table in self._tables.values():
-                table.undo = None
+            self.writer = self._undoing.undo = None
 
     # --- leases, as in syncd/state/lease.py -------------------------------------------
 
@@ -379,7 +384,7 @@ class MemoryRows:
 
     def feeds(self, side: Side, kind: str, parents: Collection[str]) -> list[Row]:
         feeds = self._t.feed.rows
-        return [feeds[side, kind, parent] for parent in sorted(parents) if (side, kind, parent) in feeds]
+        return [feeds[side, kind, parent] for parent in sorted(set(parents)) if (side, kind, parent) in feeds]
 
     def save_feeds(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -445,7 +450,7 @@ class MemoryRows:
             for row in self._all_seen(side, kind)
             if row["facts"].get("opaque", {}).get(key) in ids
         }
-        return sorted(found, key=lambda each: each.id)
+        return sorted(found, key=lambda each: (each.id, each.parent or ""))
 
     # --- sightings --------------------------------------------------------------------
 
@@ -543,7 +548,7 @@ class MemoryRows:
         }
         for row in found.values():
             self._t.link.drop(row)
-        return _by_id(found.values())
+        return [{"left_id": row["left_id"], "right_id": row["right_id"]} for row in _by_id(found.values())]
 
     def move_children(self, side: Side, child: str, old: str, new: str) -> None:
         for row in self._t.link.find("parent", side, child, old):
@@ -594,7 +599,11 @@ class MemoryRows:
         for name, values in (("mark", marks), ("key", keys)):
             for value in values:
                 found |= {row["id"]: row for row in self._t.sighting.find(name, side, kind, value)}
-        return _by_id(row for row in found.values() if not row["is_linked"] and row["state"] != "retired")
+        return [
+            {name: row[name] for name in ("id", "keys", "mark")}
+            for row in _by_id(found.values())
+            if not row["is_linked"] and row["state"] != "retired"
+        ]
 
     def linked_alike(self, side: Side, kind: str, ids: Collection[str], keys: Collection[str]) -> list[Row]:
         found = {row["id"]: row for row in self.links(side, kind, ids)}
@@ -672,8 +681,7 @@ class MemoryRows:
         self._t.conflict.add(row)
 
     def update_conflicts(self, ids: Collection[int], changes: Row) -> None:
-        for id_ in ids:
-            self._t.conflict.change(self._t.conflict.rows[id_], changes)
+        _update(self._t.conflict, ({"id": id_, **changes} for id_ in ids))
 
     def insert_changes(self, rows: Sequence[Row]) -> None:
         for row in rows:
