@@ -462,8 +462,9 @@ class Twins:
             lambda: self.tell("insert_conflict", self.conflict()),
             lambda: self.tell("update_conflicts", [self.number("conflict")], {"settled_at": self.at(), "base": "z"}),
             lambda: self.tell("insert_changes", [
-                {"pair": "t/crm", "run": "r", "kind": "deal", "side": "left", "verb": "update", "field": "name",
-                 "old": None, "new": "x", "rule": "r", "at": self.at()}
+                {"pair": "t/crm", "run": f"run{self.random.randrange(self.serial + 1)}", "kind": "deal",
+                 "side": "left", "verb": self.one("update delete"), "field": "name", "old": None, "new": "x",
+                 "rule": "r", "at": self.at()}
             ]),
             lambda: self.tell("insert_run", self.run()),
             lambda: self.tell("insert_plan", self.plan()),
@@ -482,6 +483,7 @@ class Twins:
             lambda: self.answer(),
             lambda: self.tell("update_run", f"run{self.serial}", {"state": "done", "counts": {"a": 1}}),
             lambda: self.tell("discard_plans", self.at()),
+            lambda: self.tell("bring_back_visits", self.side(), self.kind(), self.at(), self.at()),
         ]
         pick(rare if self.flag(0.2) else changes)()
 
@@ -523,6 +525,9 @@ class Twins:
         self.ask("known_children", side, kind, ids)
         self.ask("count_known", side, kind)
         self.ask("count_links")
+        self.ask("stranded", side, "deal_contact", "deal", 2)
+        self.ask("deletes_since", at)
+        self.ask("holds")
         self.ask("alike", side, kind, ids, ids, keys)
         self.ask("linked_alike", side, kind, ids, keys)
         self.ask("linked_keys", side, kind, keys)
