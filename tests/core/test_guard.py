@@ -1,0 +1,180 @@
+"""The brakes: which plans wait, and that nothing added to a plan releases one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from syncd.core.guard import Census, Limit, Limits, brakes, shrunken
+from syncd.core.merge import Step
+from syncd.core.model import Address, Side, Value, Verb
+from syncd.core.plan import Operation
+from tests.core.cases import cases
+
+TIGHT = Limits(Limit(1, 0.1), Limit(2, 0.1), Limit(1, 0.1), Limit(2, 0.2), Limit(1, 0.1))
+
+Planned = tuple[Operation, Mapping[str, Value]]
+
+verbs: st.SearchStrategy[Verb] = st.sampled_from(["create", "update", "delete", "mark"])
+steps = st.dictionaries(st.sampled_from(["name", "tags"]), st.sampled_from([None, "new"]), max_size=2)
+operations: st.SearchStrategy[Planned] = st.tuples(
+    st.builds(
+        lambda kind, verb, side, values: Operation(
+            kind, verb, side, "1", Address("2"), {name: Step(value, "") for name, value in values.items()}
+        ),
+        st.sampled_from(["deal", "contact"]),
+        verbs,
+        st.sampled_from(Side),
+        steps,
+    ),
+    st.dictionaries(st.sampled_from(["name", "tags"]), st.sampled_from([None, "was"]), max_size=2),
+)
+plans = st.lists(operations, max_size=12)
+linked = st.dictionaries(st.sampled_from(["deal", "contact"]), st.integers(0, 60))
+
+
+def counted(plan: Sequence[Planned]) -> Census:
+    census = Census()
+    for operation, before in plan:
+        census.count(operation, before)
+    return census
+
+
+def held(plan: Sequence[Planned], links: Mapping[str, int], *, is_backfill: bool = False) -> set[str]:
+    """What brakes a plan, without its numbers."""
+    found = brakes(counted(plan), links, TIGHT, is_approved=True, is_backfill=is_backfill)
+    assert len(found) == len(set(found))
+    return {" ".join(word for word in reason.split() if not word.isdigit()) for reason in found}
+
+
+@cases(500)
+@given(plans, plans, linked)
+def test_more_operations_never_release_a_brake(plan: list[Planned], more: list[Planned], links: dict[str, int]) -> None:
+    """A plan that waits still waits when something is added to it, wherever that stands."""
+    assert held(plan, links) <= held([*plan, *more], links)
+    assert held([*plan, *more], links) == held([*more, *plan], links)
+
+
+@cases(500)
+@given(plans, linked)
+def test_more_links_never_put_a_brake_on(plan: list[Planned], links: dict[str, int]) -> None:
+    """What is much for a small tenant may be little for a large one, never the other way round."""
+    assert held(plan, {kind: 10 * links.get(kind, 0) for kind in ("deal", "contact")}) <= held(plan, links)
+
+
+@cases(300)
+@given(plans, linked)
+def test_a_backfill_is_stopped_by_all_but_its_creations(plan: list[Planned], links: dict[str, int]) -> None:
+    """It is there to create; that is the only brake that it is spared."""
+    usual, backfill = held(plan, links), held(plan, links, is_backfill=True)
+    assert backfill == {reason for reason in usual if not reason.startswith("would create")}
+
+
+@cases(300)
+@given(plans, linked)
+def test_the_sides_brake_alike(plan: list[Planned], links: dict[str, int]) -> None:
+    """Neither system is more precious."""
+
+    def turn(reason: str) -> str:
+        words = {"(crm)": "(propstreet)", "(propstreet)": "(crm)"}
+        return " ".join(words.get(word, word) for word in reason.split())
+
+    turned = [
+        (Operation(op.kind, op.verb, op.side.other, op.source, op.target, op.steps), before) for op, before in plan
+    ]
+    assert held(turned, links) == {turn(reason) for reason in held(plan, links)}
+
+
+@cases(500)
+@given(plans)
+def test_each_operation_is_counted_once_by_what_it_does(plan: list[Planned]) -> None:
+    """Blanking is giving nothing where something was; a field moves where something was; marks move nothing."""
+    census = counted(plan)
+    assert census.total == len(plan)
+    for kind in ("deal", "contact"):
+        for side in Side:
+            own = [(op, before) for op, before in plan if (op.kind, op.side) == (kind, side)]
+            updates = [(op.steps, before) for op, before in own if op.verb == "update"]
+            over = [
+                {name: step.value for name, step in steps_.items() if before.get(name) is not None}
+                for steps_, before in updates
+            ]
+            assert census.creates[kind, side] == sum(op.verb == "create" for op, _ in own)
+            assert census.deletes[kind, side] == sum(op.verb == "delete" for op, _ in own)
+            assert census.blankings[kind, side] == sum(None in each.values() for each in over)
+            for name in ("name", "tags"):
+                assert census.moves[kind, side, name] == sum(name in each for each in over)
+
+
+@cases(300)
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 20), st.floats(0, 1))
+def test_a_limit_is_its_floor_or_its_share_whichever_is_more(count: int, links: int, floor: int, share: float) -> None:
+    """Neither alone."""
+    assert Limit(floor, share).allows(count, links) == (count <= floor or count <= int(links * share))
+
+
+@pytest.mark.parametrize(
+    ("plan", "links", "reasons"),
+    [
+        ([("delete", Side.LEFT, {}, 2)], {"deal": 4}, ("would delete 2 deal of 4 linked (propstreet)",)),
+        ([("delete", Side.RIGHT, {}, 2)], {}, ("would delete 2 deal of 0 linked (crm)",)),
+        ([("create", Side.LEFT, {}, 3)], {}, ("would create 3 deal beside 0 linked (propstreet)",)),
+        ([("create", Side.RIGHT, {}, 3)], {"deal": 7}, ("would create 3 deal beside 7 linked (crm)",)),
+        ([("update", Side.RIGHT, {"name": None}, 2)], {}, ("would empty fields of 2 deal of 0 linked (crm)",)),
+        ([("update", Side.LEFT, {"name": "x"}, 3)], {"deal": 9},
+         ("would change name on 3 deal of 9 linked (propstreet)",)),
+        ([("update", Side.LEFT, {"name": "x"}, 3)], {}, ("would change name on 3 deal of 0 linked (propstreet)",)),
+        ([("delete", Side.RIGHT, {}, 1), ("create", Side.RIGHT, {}, 2), ("update", Side.RIGHT, {"name": None}, 1)],
+         {}, ()),
+        ([("delete", Side.RIGHT, {}, 2), ("create", Side.RIGHT, {}, 3), ("update", Side.RIGHT, {"name": None}, 3)], {},
+         ("would delete 2 deal of 0 linked (crm)", "would create 3 deal beside 0 linked (crm)",
+          "would empty fields of 3 deal of 0 linked (crm)", "would change name on 3 deal of 0 linked (crm)")),
+        ([("mark", Side.RIGHT, {}, 99)], {}, ()),
+    ],
+)  # fmt: skip
+def test_each_brake_tells_count_kind_and_side(
+    plan: list[tuple[Verb, Side, dict[str, Value], int]], links: dict[str, int], reasons: tuple[str, ...]
+) -> None:
+    """Gravest first, as a person reads it."""
+    found = [
+        (Operation("deal", verb, side, "1", Address("2"), {n: Step(v, "") for n, v in values.items()}), {"name": "was"})
+        for verb, side, values, count in plan
+        for _ in range(count)
+    ]
+    assert brakes(counted(found), links, TIGHT, is_approved=True) == reasons
+
+
+def test_a_field_that_fills_what_was_empty_brakes_nothing() -> None:
+    """Nothing is lost by it, neither by blanking what is empty."""
+    operation = Operation(
+        "deal", "update", Side.LEFT, "1", Address("2"), {"name": Step("x", ""), "tags": Step(None, "")}
+    )
+    assert brakes(counted([(operation, {})] * 50), {}, TIGHT, is_approved=True) == ()
+
+
+@cases(300)
+@given(st.integers(0, 200), st.integers(0, 200), st.sampled_from(Side))
+def test_a_listing_that_lacks_more_is_not_believed_sooner(vanished: int, known: int, side: Side) -> None:
+    """Once too much is missing, more missing does not help; the sides are alike; nothing missing is believed."""
+    vanished = min(vanished, known)
+    reason = shrunken("deal", side, vanished, known, TIGHT)
+    if reason is None:
+        assert all(shrunken("deal", side, fewer, known, TIGHT) is None for fewer in range(vanished))
+    else:
+        name = "propstreet" if side is Side.LEFT else "crm"
+        assert reason == f"{vanished} of {known} known deal are missing from a listing ({name})"
+        assert shrunken("deal", side.other, vanished, known, TIGHT) is not None
+    is_emptied = vanished == known >= 3
+    assert (reason is not None) == (vanished > 0 and (is_emptied or vanished > max(1, int(known * 0.1))))
+
+
+def test_an_emptied_listing_is_not_believed_however_generous_the_limit() -> None:
+    """Three of three is an outage or a wrong account until a person says otherwise; two may be."""
+    generous = Limits(vanished=Limit(99, 1.0))
+    assert shrunken("deal", Side.LEFT, 3, 3, generous)
+    assert shrunken("deal", Side.LEFT, 3, 4, generous) is None
+    assert shrunken("deal", Side.LEFT, 2, 2, generous) is None
+    assert shrunken("deal", Side.LEFT, 0, 0, generous) is None
