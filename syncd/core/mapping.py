@@ -57,14 +57,16 @@ def number(raw: object, field: str) -> Decimal | None:
         found = Decimal(str(raw).strip())
     except InvalidOperation as exc:
         raise UnfitValueError(f"{field}: expected a number") from exc
-    if not found.is_finite() or found.adjusted() > 30:
+    # Written out in full, a number beyond this would be as long as its exponent says.
+    if not found.is_finite() or abs(found.adjusted()) > 30:
         raise UnfitValueError(f"{field}: not a usable number")
     return canonical_decimal(found)
 
 
 def canonical_decimal(found: Decimal) -> Decimal:
-    """The same number without trailing zeros or exponent, so that equal numbers print alike."""
-    return Decimal(format(found.normalize(), "f"))
+    """The same number to the last digit, without trailing zeros, exponent or signed zero: equal numbers print alike."""
+    told = format(found, "f")
+    return Decimal(told.rstrip("0").rstrip(".") if "." in told else told) or Decimal(0)
 
 
 def boolean(raw: object, field: str) -> bool | None:
