@@ -7,7 +7,7 @@ BIN := .venv/bin
 # A file stays with one worker, so that what its tests share is made once.
 TESTS := $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: setup demo test check bench lock clean
+.PHONY: setup demo test check bench mutants lock clean
 
 setup: .venv/.ready
 
@@ -33,10 +33,13 @@ check: setup
 bench: setup
 	$(BIN)/python -m benchmarks.backfill
 
+mutants: setup ## does any test notice a change in the core? Half an hour; no part of make check
+	nice $(BIN)/python -m tests.core.mutants $(ARGS)
+
 lock: export CUSTOM_COMPILE_COMMAND = make lock
 lock: ## pin every dependency anew, with hashes and without index addresses
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links \
 	  --no-emit-trusted-host --extra embedded --extra dev --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis mutants

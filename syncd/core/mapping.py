@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Final
 from urllib.parse import urlsplit
 
 from syncd.core.model import MAX_TEXT, FieldType, Json, Money, Value, Values, is_safe_id
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -51,8 +52,6 @@ def number(raw: object, field: str) -> Decimal | None:
     """A finite decimal from a JSON number or a numeric string. Raises UnfitValueError."""
     if raw is None or raw == "":
         return None
-    if isinstance(raw, bool) or not isinstance(raw, int | float | str | Decimal):
-        raise UnfitValueError(f"{field}: expected a number")
     try:
         found = Decimal(str(raw).strip())
     except InvalidOperation as exc:
@@ -65,8 +64,8 @@ def number(raw: object, field: str) -> Decimal | None:
 
 def canonical_decimal(found: Decimal) -> Decimal:
     """The same number to the last digit, without trailing zeros, exponent or signed zero: equal numbers print alike."""
-    told = format(found, "f")
-    return Decimal(told.rstrip("0").rstrip(".") if "." in told else told) or Decimal(0)
+    told = f"{found:f}"
+    return Decimal(told.rstrip("0") if "." in told else told) or Decimal(0)
 
 
 def boolean(raw: object, field: str) -> bool | None:
@@ -92,14 +91,13 @@ def instant(raw: object, field: str) -> datetime | None:
         return None
     try:
         if isinstance(raw, str) and not raw.isdigit():
-            shorter = re.sub(r"(\.\d{6})\d+", r"\1", raw.strip())
-            found = datetime.fromisoformat(shorter)
+            found = datetime.fromisoformat(raw.strip())
             if found.tzinfo is None:
                 found = found.replace(tzinfo=UTC)
             return found.astimezone(UTC)
         if isinstance(raw, str | int) and not isinstance(raw, bool):
-            return datetime.fromtimestamp(int(raw) // 1000, UTC).replace(microsecond=int(raw) % 1000 * 1000)
-    except (ValueError, OverflowError, OSError) as exc:
+            return _EPOCH + timedelta(milliseconds=int(raw))
+    except (ValueError, OverflowError) as exc:
         raise UnfitValueError(f"{field}: expected an instant") from exc
     raise UnfitValueError(f"{field}: expected an instant")
 
@@ -202,9 +200,9 @@ def _freeze(value: Value) -> Json:
         case None | bool() | str():
             return value
         case Money():
-            return {"$": "money", "amount": format(value.amount, "f"), "currency": value.currency}
+            return {"$": "money", "amount": f"{value.amount:f}", "currency": value.currency}
         case Decimal():
-            return {"$": "number", "is": format(value, "f")}
+            return {"$": "number", "is": f"{value:f}"}
         case datetime():
             return {"$": "instant", "is": value.isoformat()}
         case date():
@@ -242,9 +240,9 @@ def show(value: Value) -> Json:
         case None | bool() | str():
             return value
         case Money():
-            return f"{format(value.amount, 'f')} {value.currency}"
+            return f"{value.amount:f} {value.currency}"
         case Decimal():
-            return format(value, "f")
+            return f"{value:f}"
         case datetime() | date():
             return value.isoformat()
         case frozenset():

@@ -104,7 +104,7 @@ def match(
     evidence = _evidence(left_by_id, right_by_id, never)
     links: list[tuple[str, str, str]] = []
     reviews: list[Review] = []
-    best_left, best_right = _best(evidence, Side.LEFT), _best(evidence, Side.RIGHT)
+    best_left, best_right = _best(evidence, 0), _best(evidence, 1)
     for left_id, found in sorted(best_left.items()):
         if left_by_id[left_id].linked_to is not None:
             continue
@@ -160,9 +160,8 @@ def _contradicts(left: Suspect, right: Suspect) -> bool:
     return bool(strong_left & strong_right) or right.linked_to is not None or left.linked_to is not None
 
 
-def _best(evidence: _Evidence, side: Side) -> _Ranked:
-    """For each record of one side, its candidates of the strongest rank there is."""
-    at = 0 if side is Side.LEFT else 1
+def _best(evidence: _Evidence, at: int) -> _Ranked:
+    """For each record of one place in the pairs, its candidates of the strongest rank there is."""
     ordered = sorted(evidence.items(), key=lambda item: (item[0][at], _rank(item[1][0]), item[0][1 - at]))
     best: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
     for own_id, group in groupby(ordered, key=lambda item: item[0][at]):

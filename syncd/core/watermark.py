@@ -5,10 +5,14 @@ A watermark is the raw string that the remote gave, because its digits may be fi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import Final
 
 from syncd.core.mapping import instant
+
+_FINER: Final = re.compile(r"\.\d{6}(\d+)")
 
 
 def advance(current: str | None, seen: Iterable[str | None]) -> str | None:
@@ -18,14 +22,14 @@ def advance(current: str | None, seen: Iterable[str | None]) -> str | None:
     """
     best = current
     for clock in seen:
-        # The first one is held against nothing, but must be a time all the same.
-        if clock is not None and (instant(clock, "clock") is not None if best is None else is_later(clock, best)):
+        if clock is not None and is_later(clock, best or ""):
             best = clock
     return best
 
 
 def is_later(one: str, other: str) -> bool:
-    """True if the first clock string is the later instant, finer digits than microseconds included."""
+    """True if the first clock string is the later instant, digits finer than microseconds included; any is later
+    than an empty one."""
     first, second = instant(one, "clock"), instant(other, "clock")
     if first is None or second is None:
         return first is not None
@@ -42,10 +46,5 @@ def less(clock: str, seconds: float) -> str:
 
 def _rest(clock: str) -> str:
     """Digits of the fraction beyond the sixth."""
-    digits = ""
-    if "." in clock:
-        for ch in clock.split(".", 1)[1]:
-            if not ch.isdigit():
-                break
-            digits += ch
-    return digits[6:].rstrip("0")
+    found = _FINER.search(clock)
+    return found[1].rstrip("0") if found else ""

@@ -25,7 +25,7 @@ _PROFILES: Final = {
     "hunt": settings(deadline=None, print_blob=True),
     "mutants": settings(derandomize=True, database=None, deadline=None, phases=(Phase.explicit, Phase.generate)),
 }
-_FACTORS: Final = {"ci": 1.0, "hunt": 50.0, "mutants": 0.25}
+_FACTORS: Final = {"ci": 1.0, "hunt": 50.0, "mutants": 0.1}
 _CHOSEN: Final = os.environ.get("SYNCD_CASES", "ci")
 
 #: Test -> how many cases it draws in CI.

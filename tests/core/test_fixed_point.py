@@ -299,3 +299,6 @@ def test_what_a_system_leaves_as_it_was_is_named() -> None:
     assert not not_stored(types, steps, {"name": "old"}, {"name": "ne"})
     assert not not_stored(types, steps, {"name": "old"}, {})
     assert not not_stored(types, steps, {"name": "new"}, {"name": "new"})
+    spaced = {"name": Step("brand new", "")}
+    assert not not_stored(types, spaced, {"name": "brand  new"}, {"name": "brand  new"})
+    assert not_stored(types, spaced, {"name": "very  old"}, {"name": "very old"}) == {"name"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -133,6 +134,8 @@ def test_a_limit_is_its_floor_or_its_share_whichever_is_more(count: int, links: 
          ("would delete 2 deal of 0 linked (crm)", "would create 3 deal beside 0 linked (crm)",
           "would empty fields of 3 deal of 0 linked (crm)", "would change name on 3 deal of 0 linked (crm)")),
         ([("mark", Side.RIGHT, {}, 99)], {}, ()),
+        ([("delete", Side.RIGHT, {}, 5)], {"deal": 50}, ()),
+        ([("delete", Side.RIGHT, {}, 6)], {"deal": 50}, ("would delete 6 deal of 50 linked (crm)",)),
     ],
 )  # fmt: skip
 def test_each_brake_tells_count_kind_and_side(
@@ -145,6 +148,19 @@ def test_each_brake_tells_count_kind_and_side(
         for _ in range(count)
     ]
     assert brakes(counted(found), links, TIGHT, is_approved=True) == reasons
+
+
+def test_the_share_of_nothing_is_nothing() -> None:
+    """A kind without a link has no room but its floors."""
+    every = Limit(0, 1.0)
+    operation = Operation("deal", "update", Side.LEFT, "1", Address("2"), {"name": Step(None, "")})
+    census = counted([(operation, {"name": "was"}), (replace(operation, verb="delete"), {})])
+    found = brakes(census, {"contact": 9}, Limits(every, every, every, every), is_approved=True)
+    assert [reason.split(" (")[0] for reason in found] == [
+        "would delete 1 deal of 0 linked",
+        "would empty fields of 1 deal of 0 linked",
+        "would change name on 1 deal of 0 linked",
+    ]
 
 
 def test_a_field_that_fills_what_was_empty_brakes_nothing() -> None:

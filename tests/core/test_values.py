@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -205,6 +206,7 @@ def test_nothing_is_read_as_nothing_and_a_structure_is_refused_by_the_fields_nam
         (mapping.email, " Anna@X.se ", "anna@x.se"),
         (mapping.domain, "HTTPS://www.Nordhaus.se:8080/om?x#y", "nordhaus.se"),
         (mapping.domain, "nordhaus.se.", "nordhaus.se"),
+        (mapping.instant, -1, datetime(1969, 12, 31, 23, 59, 59, 999000, UTC)),
         (mapping.domain, "//nordhaus.se/x", "nordhaus.se"),
         (mapping.domain, "www.www.se", "www.se"),
         (mapping.domain, "://", None),
@@ -288,6 +290,28 @@ def test_an_id_of_plain_letters_is_safe(id_: str) -> None:
 def test_an_id_that_could_escape_is_not_safe(id_: object) -> None:
     """Not from a path, a query or a line of a log."""
     assert not is_safe_id(id_)
+
+
+@pytest.fixture
+def far_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose clock is set to Tokyo's time."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("far_away")
+@pytest.mark.parametrize(
+    "raw", ["2026-01-01T10:00:00", "2026-01-01T10:00:00Z", "2026-01-01T12:00:00+02:00", 1767261600000]
+)
+def test_where_the_machine_stands_changes_no_instant(raw: object) -> None:
+    """What is read is UTC and told as UTC; what names no zone is meant so."""
+    found = mapping.instant(raw, "x")
+    assert found is not None
+    assert (found.tzinfo, found.isoformat()) == (UTC, "2026-01-01T10:00:00+00:00")
+    assert mapping.iso_z(found.astimezone(timezone(timedelta(hours=9)))) == "2026-01-01T10:00:00.000Z"
 
 
 def test_numbers_that_are_nothing_print_alike() -> None:

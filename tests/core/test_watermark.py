@@ -57,6 +57,24 @@ def test_one_clock_is_later_exactly_if_its_time_is(one: Clock, other: Clock) -> 
     assert is_later(one[0], other[0]) == (one[1] > other[1])
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "later"),
+    [
+        ("1234567", "12345670", False),
+        ("12345670", "1234567", False),
+        ("12345607", "1234561", False),
+        ("1234561", "12345607", True),
+        ("1234560", "123456", False),
+        ("12", "1200000001", False),
+        ("1200000001", "12", True),
+        ("123456", "1234559", True),
+    ],
+)
+def test_digits_beyond_the_sixth_count_and_noughts_at_the_end_do_not(one: str, other: str, later: bool) -> None:
+    """Two instants within one microsecond are still one before the other."""
+    assert is_later(f"2026-01-01T00:00:00.{one}Z", f"2026-01-01T00:00:00.{other}Z") is later
+
+
 def test_what_tells_no_time_is_never_the_later_one() -> None:
     """An empty clock is earlier than any and not later than itself."""
     assert is_later("2026-01-01T00:00:00Z", "")
