@@ -13,9 +13,9 @@ from datetime import datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.core.base import agreed, confirmed, founded, not_stored
+from syncd.core.base import agreed, confirmed, founded
 from syncd.core.mapping import same
-from syncd.core.merge import Flow, Half, OnConflict, Policy, Step
+from syncd.core.merge import Flow, Half, OnConflict, Policy
 from syncd.core.model import FieldType, LinkState, Money, Record, Side, Value, elements
 from syncd.core.plan import Decision, Fields, KindRules, OnDelete, Operation, Sighted, decide
 from tests.core.cases import LATE, POOLS, answers, cases, moments, policies, values_of
@@ -288,17 +288,3 @@ def test_what_a_locked_side_could_not_take_of_a_set_arrives_once_the_lock_goes()
     for _ in range(ROUNDS):
         play.round()
     assert left.holds == right.holds == {"tags": frozenset("ab")}
-
-
-def test_what_a_system_leaves_as_it_was_is_named() -> None:
-    """A write that is accepted and not stored differs from what was sent and equals what was there."""
-    types = {"name": FieldType.TEXT}
-    steps = {"name": Step("new", "")}
-    assert not_stored(types, steps, {"name": "old"}, {"name": "old"}) == {"name"}
-    assert not not_stored(types, steps, {"name": "old"}, {"name": "new"})
-    assert not not_stored(types, steps, {"name": "old"}, {"name": "ne"})
-    assert not not_stored(types, steps, {"name": "old"}, {})
-    assert not not_stored(types, steps, {"name": "new"}, {"name": "new"})
-    spaced = {"name": Step("brand new", "")}
-    assert not not_stored(types, spaced, {"name": "brand  new"}, {"name": "brand  new"})
-    assert not_stored(types, spaced, {"name": "very  old"}, {"name": "very old"}) == {"name"}

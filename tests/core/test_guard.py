@@ -133,6 +133,8 @@ def test_a_limit_is_its_floor_or_its_share_whichever_is_more(count: int, links: 
         ([("delete", Side.RIGHT, {}, 2), ("create", Side.RIGHT, {}, 3), ("update", Side.RIGHT, {"name": None}, 3)], {},
          ("would delete 2 deal of 0 linked (crm)", "would create 3 deal beside 0 linked (crm)",
           "would empty fields of 3 deal of 0 linked (crm)", "would change name on 3 deal of 0 linked (crm)")),
+        ([("update", Side.LEFT, {"name": "x"}, 3)], {"deal": 15}, ()),
+        ([("update", Side.LEFT, {"name": None}, 2)], {}, ("would empty fields of 2 deal of 0 linked (propstreet)",)),
         ([("mark", Side.RIGHT, {}, 99)], {}, ()),
         ([("delete", Side.RIGHT, {}, 5)], {"deal": 50}, ()),
         ([("delete", Side.RIGHT, {}, 6)], {"deal": 50}, ("would delete 6 deal of 50 linked (crm)",)),
@@ -148,6 +150,17 @@ def test_each_brake_tells_count_kind_and_side(
         for _ in range(count)
     ]
     assert brakes(counted(found), links, TIGHT, is_approved=True) == reasons
+
+
+def test_a_backfill_may_create_without_end_and_delete_no_more_than_others() -> None:
+    """Many creations are what it is for."""
+    create = Operation("deal", "create", Side.LEFT, "1", None)
+    delete = Operation("deal", "delete", Side.LEFT, "1", Address("2"))
+    census = counted([(create, {})] * 99 + [(delete, {})] * 2)
+    assert brakes(census, {}, TIGHT, is_approved=True, is_backfill=True) == (
+        "would delete 2 deal of 0 linked (propstreet)",
+    )
+    assert len(brakes(census, {}, TIGHT, is_approved=True)) == 2
 
 
 def test_the_share_of_nothing_is_nothing() -> None:
