@@ -128,6 +128,8 @@ class Vendor:
     taken_off: set[str] = field(default_factory=set)
     """Elements of sets that a person took off."""
     keys: dict[str, tuple[str, str]] = field(default_factory=dict)
+    hidden: str | None = None
+    """A kind of which nothing is shown to syncd now."""
     not_stored: set[tuple[str, str]] = field(default_factory=set)
     """Fields (kind, name) that are accepted and not stored."""
     _serial: int = 0
@@ -161,7 +163,7 @@ class Vendor:
 
     def row(self, kind: str, id_: str) -> Row | None:
         row = self.rows[kind].get(id_)
-        if row is None or (row.begun_at is not None and row.begun_at > self.now()):
+        if row is None or kind == self.hidden or (row.begun_at is not None and row.begun_at > self.now()):
             return None
         self._settle_row(row)
         return row
@@ -169,8 +171,8 @@ class Vendor:
     def visible(self, kind: str) -> list[Row]:
         """Every committed row, tombstones included."""
         now = self.now()
-        found = []
-        for row in self.rows[kind].values():
+        found: list[Row] = []
+        for row in self.rows[kind].values() if kind != self.hidden else ():
             if row.begun_at is not None and row.begun_at > now:
                 continue
             if row.pending is not None and row.pending[0] <= now:

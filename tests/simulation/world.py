@@ -9,6 +9,7 @@ the same order. ``promises.py`` looks at the world afterwards.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -66,6 +67,13 @@ class State(Protocol):
         """All rows of a table, by its key."""
         ...
 
+    def settle_conflict(self, conflict_id: int, winner: Side, at: datetime) -> None: ...
+
+    def answer_review(self, review_id: int, answer: str, candidate: str | None, at: datetime) -> None: ...
+
+    on_commit: Callable[[str], None]
+    """Called ``before`` and ``after`` each commit of something; what it raises ends the process there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -82,8 +90,7 @@ class Settings:
     is_cutting: bool
 
     @classmethod
-    def drawn(cls, random: Random) -> Settings:
-        manner = random.choice([Manner.HUBSPOT, Manner.SALESFORCE])
+    def drawn(cls, random: Random, manner: Manner) -> Settings:
         conflict = random.choice([OnConflict.NEWEST, OnConflict.PROPSTREET, OnConflict.CRM, OnConflict.HOLD])
         scope = "real-estate" if random.random() < 0.2 else None
         kinds = {kind: _rules(random, kind, conflict, scope) for kind in KINDS}
@@ -142,14 +149,15 @@ class _Chaos:
 class Simulation:
     """One history. ``play`` makes it; afterwards ``promises.broken`` says what did not hold."""
 
-    def __init__(self, state: State, seed: int, steps: int):
-        self.seed, self.steps = seed, steps
+    def __init__(self, state: State, seed: int, steps: int, *, left_out: frozenset[int] = frozenset()):
+        self.seed, self.steps, self.left_out = seed, steps, left_out
         self.random = Random(seed)
         self.state = state
+        state.on_commit = self.on_commit
         self.at = START
         self.drift = timedelta(0)
         """How far the daemon's clock is off."""
-        self.settings = Settings.drawn(self.random)
+        self.settings = Settings.drawn(self.random, Manner.HUBSPOT if seed % 2 else Manner.SALESFORCE)
         self.hub = Vendor(Manner.PROPSTREET, "p", self._vendor_clock, self.random, page=self.settings.page)
         self.crm = Vendor(
             self.settings.manner, "c", self._vendor_clock, self.random, self._normalised, page=self.settings.page
@@ -207,11 +215,16 @@ class Simulation:
         acts: list[tuple[Callable[[], None], int]] = [
             (self._somebody, 110), (self._run, 30), (self._tick, 20), (self._wait, 24), (self._storm, 10),
             (self._run_and_crash, 12), (self._run_and_lose_lease, 5), (self._jump, 2), (self._plan_and_apply, 4),
+            (self._answer, 6), (self._mass_delete, 1), (self._run_blind, 1),
         ]  # fmt: skip
-        chosen = self.random.choices([act for act, _ in acts], [weight for _, weight in acts], k=self.steps)
-        for act in chosen:
-            self.tally.steps += 1
-            act()
+        script = Random(f"{self.seed} script")
+        chosen = script.choices([act for act, _ in acts], [weight for _, weight in acts], k=self.steps)
+        for number, act in enumerate(chosen):
+            # Each step has chances of its own: what stays of a history is the same when others are left out.
+            self.random.seed(f"{self.seed} {number}")
+            if number not in self.left_out:
+                self.tally.steps += 1
+                act()
         self.calm()
 
     def _found(self) -> None:
@@ -221,22 +234,23 @@ class Simulation:
             self._add(Side.LEFT, self.random.choice(["employment", "deal_contact"]))
 
     def calm(self) -> None:
-        """The last edit was made: faults end, all becomes visible, and the daemon gets its runs."""
+        """The last edit was made: faults end, all becomes visible, and the daemon gets three runs."""
         self._is_calm = True
         self._rate, self._chaos = 0.0, _Chaos()
         self.drift = timedelta(0)
         self.crm.lag = timedelta(0)
-        self.sleep(90_000)
+        self.sleep(4_000)
         for vendor in self.vendors.values():
             for kind in KINDS:
                 vendor.visible(kind)
         self.note("calm")
         for _ in range(3):
             self._attempt(is_waived=True)
-            self.sleep(4_000)
+            self.sleep(400)
 
-    def further_run(self) -> None:
+    def further_run(self, *, after_seconds: float) -> None:
         """One more run after the last, which should find nothing to do."""
+        self.sleep(after_seconds)
         self._attempt()
 
     # --- people -----------------------------------------------------------------------
@@ -445,6 +459,46 @@ class Simulation:
             self.note("pipeline", record.id, to)
             self.crm.change("deal", record.id, native={"pipeline": to})
 
+    def _answer(self) -> None:
+        """A person settles what waits for one."""
+        waiting = [row for row in self.state.dump("conflict") if row["settled_at"] is None]
+        asked = [row for row in self.state.dump("match_review") if row["answered_at"] is None]
+        if waiting and (not asked or self.random.random() < 0.5):
+            row = self.random.choice(waiting)
+            winner = self.random.choice(list(Side))
+            self.note("settle", row["kind"], row["field"], winner)
+            self.state.settle_conflict(row["id"], winner, self.now())
+        elif asked:
+            row = self.random.choice(asked)
+            answer = self.random.choice(["same", "never", "create"])
+            free = [each["id"] for each in row["candidates"] if each["linked_to"] is None]
+            if answer == "same" and not free:
+                return
+            self.note("answer", row["kind"], row["record_id"], answer)
+            self.state.answer_review(row["id"], answer, free[0] if answer == "same" else None, self.now())
+
+    def _mass_delete(self) -> None:
+        """Somebody clears out: half of a kind at once."""
+        side = self.random.choice(list(Side))
+        kind = self.random.choice(["contact", "company", "deal_contact"])
+        known = [r for r in self.vendors[side].living(kind) if self.vendors[side].row(kind, r.id) is not None]
+        for record in self.random.sample(known, len(known) // 2):
+            is_closed = record.locked or self._is_closed(record.refs.get("deal"))
+            if not (side is Side.LEFT and is_closed) and self.vendors[side].row(kind, record.id) is not None:
+                self.note("remove", side, kind, record.id)
+                self.vendors[side].remove(kind, record.id)
+
+    def _run_blind(self) -> None:
+        """A permission is gone for a while: a system shows nothing of a kind, in no listing and by no id."""
+        vendor = self.random.choice(list(self.vendors.values()))
+        kind = self.random.choice(["company", "contact", "deal"])
+        self.note("blind", vendor.prefix, kind)
+        vendor.hidden = kind
+        self._attempt()
+        vendor.hidden = None
+        if self._halted is not None:
+            self._halted = None  # a person gives the permission back, and lets the pair look again
+
     def _normalised(self, name: str, value: Value) -> Value:
         """How the CRM keeps what it is given."""
         if isinstance(value, datetime):
@@ -598,14 +652,28 @@ class Simulation:
             self.note("busy")
             return
         self.tally.runs += 1
+        wrote = {side: len(vendor.wrote) for side, vendor in self.vendors.items()}
         self._fence = held.fence
         self._running.append(held)
+        is_released = is_waived or self._is_waived
         try:
-            self._run_under(held, reason, plan_id, is_sweep, visits, is_waived or self._is_waived)
+            self._run_under(held, reason, plan_id, is_sweep, visits, is_released)
         finally:
             if self._running and self._running[-1] is held:
                 self._running.pop()
         self.state.release(held)
+        if reason != "apply" and not is_released:
+            self._see_brakes(wrote)
+
+    def _see_brakes(self, wrote: Mapping[Side, int]) -> None:
+        """No run that nobody let go deletes more than the limit of its tenant."""
+        limit = self.settings.limits.deletes.floor
+        linked = Counter(row["kind"] for row in self.state.dump("link"))
+        for side, vendor in self.vendors.items():
+            deleted = Counter(each.kind for each in vendor.wrote[wrote[side] :] if each.verb == "delete")
+            for kind, count in deleted.items():
+                if count > limit and not self.settings.limits.deletes.allows(count, linked[kind] + count):
+                    self.wrongs.append(f"brakes: a run deleted {count} {kind} at once ({side})")
 
     def _run_under(
         self, held: Lease, reason: str, plan_id: str | None, is_sweep: bool, visits: int | None, is_waived: bool
