@@ -511,7 +511,8 @@ class PostgresRows:
             return {(row[0], Side(row[1])): row[2] for row in tx.execute(query)}
 
     def holds(self) -> list[Row]:
-        return self._all(select(s.hold).where(s.hold.c.pair == self.pair).order_by(s.hold.c.record_id))
+        rows = self._all(select(s.hold).where(s.hold.c.pair == self.pair))
+        return sorted(rows, key=lambda row: (row["kind"], row["side"], row["record_id"]))
 
     # --- runs, plans, operations ------------------------------------------------------
 

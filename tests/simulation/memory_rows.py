@@ -697,7 +697,7 @@ class MemoryRows:
         return dict(found)
 
     def holds(self) -> list[Row]:
-        return sorted(self._t.hold.rows.values(), key=lambda row: str(row["record_id"]))
+        return [self._t.hold.rows[key] for key in sorted(self._t.hold.rows)]
 
     # --- runs, plans, operations ------------------------------------------------------
 

@@ -9,11 +9,12 @@ from random import Random
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, insert
 from sqlalchemy.exc import DBAPIError
 
 from syncd.core.model import KINDS, Side
 from syncd.errors import LeaseLostError
+from syncd.state import schema as s
 from syncd.state.lease import TTL_SECONDS, Lease
 from syncd.state.rows import Place, Row, Rows
 from tests.engine.world import PostgresState, State
@@ -21,7 +22,7 @@ from tests.simulation.memory_rows import MemoryState, ViolationError
 
 NOW = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 REFUSED = (DBAPIError, ViolationError)
-TABLES = ("feed", "link", "sighting", "match_review", "run", "plan", "operation", "change_log", "conflict")
+TABLES = ("feed", "link", "sighting", "match_review", "run", "plan", "operation", "change_log", "conflict", "hold")
 
 
 class Killed(BaseException):
@@ -410,6 +411,16 @@ class Twins:
             "made_at": self.at(),
         }  # fmt: skip
 
+    def a_run(self) -> str:
+        return str(self.random.choice([row["id"] for row in self.states[1].dump("run")] or ["r"]))
+
+    def logged(self) -> dict[str, object]:
+        return {
+            "pair": "t/crm", "run": self.a_run(), "kind": self.kind(), "side": str(self.side()),
+            "verb": self.one("update delete delete"), "field": "name", "old": None, "new": "x", "rule": "r",
+            "at": self.at(),
+        }  # fmt: skip
+
     def feed(self) -> dict[str, object]:
         return {
             "pair": "t/crm", "side": str(self.side()), "kind": self.kind(), "parent": self.one("1 2 3"),
@@ -461,11 +472,8 @@ class Twins:
             ),
             lambda: self.tell("insert_conflict", self.conflict()),
             lambda: self.tell("update_conflicts", [self.number("conflict")], {"settled_at": self.at(), "base": "z"}),
-            lambda: self.tell("insert_changes", [
-                {"pair": "t/crm", "run": f"run{self.random.randrange(self.serial + 1)}", "kind": "deal",
-                 "side": "left", "verb": self.one("update delete"), "field": "name", "old": None, "new": "x",
-                 "rule": "r", "at": self.at()}
-            ]),
+            lambda: self.tell("insert_changes", [self.logged() for _ in range(more)]),
+            lambda: self.hold(),
             lambda: self.tell("insert_run", self.run()),
             lambda: self.tell("insert_plan", self.plan()),
             lambda: self.tell("update_plan", self.one("p q"), {"state": "open", "hash": self.one("x y")}),
@@ -481,11 +489,26 @@ class Twins:
             lambda: self.tell("delete_links", self.kind(), self.ids(), self.ids()),
             lambda: self.tell("close_reviews", self.side(), self.kind(), self.ids(), self.at()),
             lambda: self.answer(),
-            lambda: self.tell("update_run", f"run{self.serial}", {"state": "done", "counts": {"a": 1}}),
+            lambda: self.tell("update_run", self.a_run(), {"state": "done", "counts": {self.one("a waived"): 1}}),
             lambda: self.tell("discard_plans", self.at()),
             lambda: self.tell("bring_back_visits", self.side(), self.kind(), self.at(), self.at()),
         ]
         pick(rare if self.flag(0.2) else changes)()
+
+    def hold(self) -> None:
+        """A record held still by a person, who has no lease."""
+        row = {
+            "pair": "t/crm", "kind": self.kind(), "side": str(self.side()), "record_id": self.one("1 2 3"),
+            "reason": "x", "held_at": self.at(),
+        }  # fmt: skip
+        real, memory = self.states
+        assert isinstance(real, PostgresState)
+        assert isinstance(memory, MemoryState)
+        key = (row["kind"], row["side"], row["record_id"])
+        if key not in memory.hold.rows:
+            with real.engine.begin() as tx, memory.changing(self):
+                tx.execute(insert(s.hold).values(row))
+                memory.hold.add(row)
 
     def drop_gone(self) -> None:
         side, kind, ids = self.side(), self.kind(), self.ids()
