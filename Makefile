@@ -7,7 +7,7 @@ BIN := .venv/bin
 # A file stays with one worker, so that what its tests share is made once.
 TESTS := $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: setup demo test check bench mutants lock clean
+.PHONY: setup demo test check bench mutants kills lock clean
 
 setup: .venv/.ready
 
@@ -35,6 +35,9 @@ bench: setup
 
 mutants: setup ## does any test notice a change in the core? Half an hour; no part of make check
 	nice $(BIN)/python -m tests.core.mutants $(ARGS)
+
+kills: setup ## every flow killed at every point, see docs/kill-points.md; ARGS="--flow backfill --crm hubspot" for one
+	@$(BIN)/python -m tests.kills $(ARGS)
 
 lock: export CUSTOM_COMPILE_COMMAND = make lock
 lock: ## pin every dependency anew, with hashes and without index addresses

@@ -26,11 +26,11 @@ def database_url() -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="syncd-tests-", ignore_cleanup_errors=True) as folder:
         url = embedded.start(Path(folder))
-        _forget_disk(url)
+        forget_disk(url)
         yield url
 
 
-def _forget_disk(url: str) -> None:
+def forget_disk(url: str) -> None:
     """Nobody pulls the plug on this server, so it need not wait for the disk."""
     admin = create_engine(url, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
@@ -41,7 +41,7 @@ def _forget_disk(url: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def _template(database_url: str) -> str:
+def template(database_url: str) -> str:
     name = f"template_{os.getpid()}"
     admin = create_engine(database_url, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
@@ -60,9 +60,9 @@ def empty_database(database_url: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def engine(database_url: str, _template: str) -> Iterator[Engine]:
+def engine(database_url: str, template: str) -> Iterator[Engine]:
     """A database that holds syncd's tables and nothing else."""
-    for url in _database(database_url, _template):
+    for url in _database(database_url, template):
         engine = create_engine(url)
         yield engine
         engine.dispose()

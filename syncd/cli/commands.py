@@ -136,8 +136,10 @@ def apply_command(folder: Path, plan_id: str, as_json: bool) -> None:
 
     with _service() as service:
         row = find_plan(service.engine, plan_id)
-        if row.state not in ("open", "applying"):
-            raise NotFoundError(f"plan {row.id} is {row.state}; make a new one: syncd plan {row.pair.split('/')[0]}")
+        # A plan without a hash was never finished: its run died while it drew it up.
+        state = row.state if row.hash else "unfinished"
+        if state not in ("open", "applying"):
+            raise NotFoundError(f"plan {row.id} is {state}; make a new one: syncd plan {row.pair.split('/')[0]}")
         tenant, _, name = row.pair.partition("/")
         ((t, p),) = _pairs(folder, tenant, name)
         _report(service, [run_pair(service, t, p, "apply", plan_id=row.id)], as_json)

@@ -47,8 +47,12 @@ def _apply_sort(ctx: Context, plan_id: str, kind: str, verb: Verb, side: Side) -
         ctx.progress("applied", kind, len(entries))
 
 
-def recover(ctx: Context) -> None:
-    """Find out what became of writes whose run did not live to see the answer, before anything else is written."""
+def recover(ctx: Context, plan_id: str | None = None) -> None:
+    """Find out what became of writes whose run did not live to see the answer, before anything else is written.
+
+    Plans that such a run left behind are discarded, but not ``plan_id``, which is about to be carried out.
+    """
+    ctx.journal.abandon(ctx.now(), but=plan_id)
     groups: dict[tuple[str, Verb, Side], list[Entry]] = {}
     for entry in ctx.journal.lost():
         op = entry.operation

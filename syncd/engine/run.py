@@ -135,7 +135,7 @@ def execute_plan(ctx: Context, plan_id: str, on_verified: Callable[[], None] = l
 
     ``on_verified`` is called before the first write, once it is sure that there will be one.
     """
-    recover(ctx)
+    recover(ctx, plan_id)
     entries = list_kinds(ctx, plan_id)
     for side in Side:
         for group in ctx.systems[side].capabilities.pull_groups:

@@ -130,6 +130,14 @@ class Journal:
         with self._store.transaction():
             self._rows.update_plan(plan_id, {"state": state, "ended_at": at})
 
+    def abandon(self, at: datetime, *, but: str | None = None) -> None:
+        """Discard the plans that a run left behind when it died: half drawn up, or half carried out.
+
+        Whoever holds the lease knows that nobody works on them any more. ``but`` is one that goes on.
+        """
+        with self._store.transaction():
+            self._rows.abandon_plans(at, but)
+
     def entries(self, plan_id: str, *, state: str | None = None) -> Iterator[Entry]:
         """All operations of a plan in the order in which they are applied, some at a time."""
         return map(entry_of, self._rows.operations(plan_id, state))

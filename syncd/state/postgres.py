@@ -542,6 +542,14 @@ class PostgresRows:
             .values(state="discarded", ended_at=at)
         )
 
+    def abandon_plans(self, at: datetime, but: str | None) -> None:
+        is_left = or_(s.plan.c.state == "applying", and_(s.plan.c.state == "open", s.plan.c.hash == ""))
+        self._writing.execute(
+            update(s.plan)
+            .where(s.plan.c.pair == self.pair, is_left, s.plan.c.id != (but or ""))
+            .values(state="discarded", ended_at=at)
+        )
+
     def insert_operations(self, rows: Sequence[Row]) -> None:
         insert_many(self._writing, s.operation, rows)
         self._added["operation"] += len(rows)

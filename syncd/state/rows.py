@@ -203,6 +203,9 @@ class Rows(Protocol):
     def discard_plans(self, at: datetime) -> None:
         """Those that are open still."""
 
+    def abandon_plans(self, at: datetime, but: str | None) -> None:
+        """Discard those that are being applied, and those that are open without a hash; not ``but``."""
+
     def insert_operations(self, rows: Sequence[Row]) -> None: ...
 
     def update_operations(self, rows: Sequence[Row]) -> None:

@@ -18,13 +18,14 @@ import click
 import pytest
 import structlog
 import yaml
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
 from connectors.hubspot.emulator import HubSpotEmulator
 from connectors.propstreet.emulator import PropstreetEmulator
 from connectors.salesforce.emulator import SalesforceEmulator
 from syncd.cli import main
 from syncd.cli.commands import cli
+from syncd.state import schema as s
 from syncd.testing.emulator import Emulator
 from syncd.wiring import Service
 from tests.faults.harness import CRMS, Pair, crm_emulator, fault, mark, since, started, writes
@@ -466,6 +467,18 @@ def test_apply_makes_exactly_the_writes_of_its_plan(desk: Desk, connector: str) 
     for _ in range(2):
         assert syncd("run", "nordhaus").code == 0
     pair.assert_in_step()
+
+
+def test_a_plan_that_was_never_finished_is_not_applied(desk: Desk) -> None:
+    """Its run died while it drew it up: half a plan shows a person half of what it would do."""
+    pair = desk.tenant("hubspot")
+    pair.seed(contacts=2, deals=1)
+    plan = syncd("plan", "nordhaus", "--json").json()["plan"]
+    with desk.service.engine.begin() as tx:
+        tx.execute(update(s.plan).where(s.plan.c.id == plan).values(hash=""))
+    said = syncd("apply", plan)
+    assert (said.code, said.err) == (2, f"syncd: plan {plan} is unfinished; make a new one: syncd plan nordhaus\n")
+    assert writes(pair.hub) == writes(pair.crm) == []
 
 
 def _hub_again(pair: Pair) -> None:

@@ -398,6 +398,31 @@ def test_a_first_meeting_that_is_cut_off_forgets_nothing(world: World) -> None:
     assert world.hub.get("company", hub).values["strategy"] == "Logistics"
 
 
+def test_plans_that_a_dead_run_left_behind_are_discarded(world: World) -> None:
+    """Half carried out or half drawn up, a plan whose run died waits for nobody, also if nothing is left to do."""
+    world.hub.add("contact", {"last_name": "Berg", "email": "a@x.se"})
+
+    def die(moment: str) -> None:
+        raise KeyboardInterrupt
+
+    world.crm.on_write = die
+    with pytest.raises(KeyboardInterrupt):
+        world.run()
+    assert [row.state for row in world.rows(s.plan)] == ["applying"]
+    world.crm.on_write = lambda moment: None
+    held = world.kept.acquire("worker", world.clock())
+    assert held is not None
+    half = world.context(held)
+    half.journal.begin_run(half.run_id, "plan", world.clock())
+    half.journal.open_plan("half", half.run_id, world.clock())
+    half.journal.end_run(half.run_id, "abandoned", world.clock(), {}, {}, "")
+    world.kept.release(held)
+    world.clock.sleep(600)
+    world.settle()
+    assert {row.state for row in world.rows(s.plan)} == {"applied", "discarded"}
+    assert all(row.ended_at for row in world.rows(s.plan))
+
+
 def test_what_a_create_did_not_store_is_given_again_by_an_update(world: World) -> None:
     """A system that takes a field only by update gets it by update; one that fills in a default is heard."""
     taken: list[str] = []

@@ -724,6 +724,12 @@ class MemoryRows:
         for row in self._t.plan.find("state", "open"):
             self._t.plan.change(row, {"state": "discarded", "ended_at": at})
 
+    def abandon_plans(self, at: datetime, but: str | None) -> None:
+        left = [*self._t.plan.find("state", "applying"), *self._t.plan.find("state", "open")]
+        for row in left:
+            if row["id"] != but and (row["state"] == "applying" or row["hash"] == ""):
+                self._t.plan.change(row, {"state": "discarded", "ended_at": at})
+
     def insert_operations(self, rows: Sequence[Row]) -> None:
         for row in rows:
             self._t.operation.add(row)

@@ -521,8 +521,16 @@ class Known:
 class World:
     """One tenant with one pair. ``after_run`` is called after each run, for automation that reacts to us."""
 
-    def __init__(self, engine: Engine, folder: Path, crm: str, kinds: Sequence[str], settings: Row):
-        self.clock = ManualClock(tick_seconds=0.001)
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        crm: str,
+        kinds: Sequence[str],
+        settings: Row,
+        clock: ManualClock | None = None,
+    ):
+        self.clock = clock or ManualClock(tick_seconds=0.001)
         self.folder = folder
         self.kinds = kinds
         self.serial = iter(range(1, 10**9))
