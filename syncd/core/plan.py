@@ -351,11 +351,13 @@ def welcome(
     *,
     ref_sets: tuple[frozenset[str], ...] = (),
     unlinked_refs: frozenset[str] = frozenset(),
+    is_asked_for: bool = False,
 ) -> Welcome:
     """Whether a record that only ``side`` has is to be created on the other one.
 
     ``ref_sets``: what the other system can hold of this kind. ``unlinked_refs``: kinds of the
-    record's references whose counterparts neither exist nor are about to.
+    record's references whose counterparts neither exist nor are about to. ``is_asked_for``: a person
+    wants a counterpart for this very record, whatever the tenant's rule is for those of its kind.
     """
     if side is Side.RIGHT and not rules.scope.admits(record):
         return Welcome(reason="outside the tenant's filter")
@@ -366,14 +368,18 @@ def welcome(
             return Welcome(reason=_unfit(record, ref_sets))
         if unlinked_refs:
             return Welcome(reason=f"its {' and '.join(sorted(unlinked_refs))} is not linked", is_waiting=True)
-    if side is Side.LEFT:
-        if not rules.create_in_right:
-            return Welcome(reason="the tenant creates none of these in the crm")
-    elif rules.create_in_left is None:
-        return Welcome(reason="the tenant creates none of these in propstreet")
-    elif not rules.create_in_left.admits(record):
-        return Welcome(reason="outside the tenant's rule for creating in propstreet")
+    if not is_asked_for and (reason := _unwanted(record, side, rules)):
+        return Welcome(reason=reason)
     return Welcome(_create(record.kind, side.other, record, fields, "only on one side"))
+
+
+def _unwanted(record: Record, side: Side, rules: KindRules) -> str:
+    """Why the tenant's rules make no counterpart for a record of this side; empty if they do."""
+    if side is Side.LEFT:
+        return "" if rules.create_in_right else "the tenant creates none of these in the crm"
+    if rules.create_in_left is None:
+        return "the tenant creates none of these in propstreet"
+    return "" if rules.create_in_left.admits(record) else "outside the tenant's rule for creating in propstreet"
 
 
 def _unfit(record: Record, ref_sets: tuple[frozenset[str], ...]) -> str:

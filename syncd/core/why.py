@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Final, TypeAlias
 
 from syncd.core.mapping import UnfitValueError, freeze, thaw
-from syncd.core.merge import Answer, Because, Chosen, Flow, Half, OnConflict, Policy, Step, replay
+from syncd.core.merge import Answer, Because, Chosen, Flow, Half, OnConflict, Policy, Step, Word, replay
 from syncd.core.model import FieldType, Json, Side, Value
 from syncd.core.plan import Operation
 
@@ -62,6 +62,12 @@ def again(ground: Ground, side: Side) -> Step | None:
             return None
 
 
+def settled_by(field: str, kept: Mapping[str, Json] | None) -> Answer | None:
+    """The person's answer on which a field was decided, if it was on one."""
+    ground = recall(field, kept) if kept else None
+    return ground.settled if isinstance(ground, Because) else None
+
+
 # --- kept as JSON -------------------------------------------------------------------------
 
 
@@ -103,6 +109,19 @@ def recall(field: str, kept: Mapping[str, Json]) -> Ground:
                 recall_answer(kept["person"]) if "person" in kept else None,
             )
     raise UnfitValueError(f"{field}: not a kept ground")
+
+
+def keep_word(word: Word) -> dict[str, Json]:
+    """A person's word as plain JSON, with the two values that were shown."""
+    return {"answer": keep_answer(word.answer), "seen": list(word.seen) if word.seen is not None else None}
+
+
+def recall_word(kept: Json) -> Word:
+    """The word that ``keep_word`` was given; a bare side is one of which nobody kept what was shown."""
+    if not isinstance(kept, Mapping):
+        return Word(recall_answer(kept))
+    seen = kept["seen"]
+    return Word(recall_answer(kept["answer"]), (seen[0], seen[1]) if isinstance(seen, list) else None)
 
 
 def keep_answer(answer: Answer) -> Json:

@@ -15,7 +15,7 @@ from syncd.core.mapping import UnfitValueError, show, typed
 from syncd.core.merge import BY_PERSON, Chosen, Flow, Half, OnConflict, Policy, Step, Word, merge
 from syncd.core.model import FieldType, Money, Record, Side, Value
 from syncd.core.plan import Fields, KindRules, Operation, Sighted, decide, existence, standing
-from syncd.core.why import Created, Said, again, grounds, keep, recall
+from syncd.core.why import Created, Said, again, grounds, keep, keep_word, recall, recall_word
 
 SEEN_AT, LATER = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
 SAMPLES: dict[FieldType, list[Value]] = {
@@ -197,3 +197,15 @@ def test_a_shown_value_can_be_typed_again() -> None:
     """What syncd shows of a value is a way to write it."""
     for kind, field, value in (("deal", "amount", Money(Decimal("5.5"), "SEK")), ("deal", "published_at", SEEN_AT)):
         assert typed(kind, field, str(show(value))) == value
+
+
+@pytest.mark.parametrize("answer", [Side.LEFT, Chosen(Money(Decimal(1), "SEK")), Chosen(None)])
+def test_a_word_is_kept_with_what_was_shown(answer: Side | Chosen) -> None:
+    """What is kept in the database is the answer and the two values that it was given to."""
+    for word in (Word(answer, ("1 SEK", None)), Word(answer)):
+        assert recall_word(json.loads(json.dumps(keep_word(word)))) == word
+
+
+def test_a_bare_side_is_a_word_too() -> None:
+    """As answers were kept before anything was kept of what was shown."""
+    assert recall_word("right") == Word(Side.RIGHT)
