@@ -49,9 +49,7 @@ def find(engine: Engine, scope: Scope, ref: str) -> Place:
         pairs = tx.execute(select(s.pair).where(scope.covers(s.pair.c.id)).order_by(s.pair.c.id)).all()
         found = [place for row in pairs for place in _known(tx, row, kind, system, id_)]
     if not found:
-        raise NotFoundError(
-            f"no record {ref!r} is known{_within(scope)}; a REF looks like contact/hubspot:4711 or 4711"
-        )
+        raise NotFoundError(f"no record {ref!r} is known{_within(scope)}; a REF looks like contact/hubspot:4711")
     if len(found) > 1:
         raise NotFoundError(f"{ref!r} may be {' or '.join(map(str, found))}; name kind, system, tenant or pair")
     return found[0]

@@ -34,7 +34,7 @@ def held(engine: Engine) -> World:
 
 
 def log(world: World) -> list[dict[str, Any]]:
-    return [row._asdict() for row in world.rows(s.change_log)]
+    return world.kept.dump("change_log")
 
 
 def anna(world: World) -> tuple[str, str]:
