@@ -95,5 +95,9 @@ class PlanMovedError(SyncdError):
     """A record moved after the plan was made, so applying it would not do what it shows."""
 
 
+class AnswerError(SyncdError):
+    """A person's answer cannot be carried out; the message says why, and which one can."""
+
+
 class NotFoundError(SyncdError):
     """The named plan, run, record or review is not known here."""

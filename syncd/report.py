@@ -209,5 +209,13 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "; ".join(f"{each['id']} ({', '.join(each.get('reasons', []))})" for each in value)
+        return "; ".join(map(_candidate, value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _candidate(each: Mapping[str, Any]) -> str:
+    """A record that may be meant, and why: with what people know it by."""
+    known = ", ".join(part for part in (each.get("name"), each.get("known_by")) if part)
+    linked = [f"linked to {each['linked_to']}"] if each.get("linked_to") else []
+    told = ", ".join([*each.get("reasons", []), *linked])
+    return " ".join(part for part in (each["id"], known, f"({told})") if part)

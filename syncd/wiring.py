@@ -498,6 +498,14 @@ class _Heartbeat:
             self._due = now + timedelta(seconds=lease.TTL_SECONDS / 3)
 
 
+def words_of(service: Service, tenant: TenantConfig, pair: PairConfig, kind: str, name: str) -> tuple[str, ...] | None:
+    """The words that the CRM can hold in one field; None if it takes any. Makes reading calls only."""
+    opened = _open(service, tenant, pair, is_dry=True)
+    fields = opened.connectors[Side.RIGHT].capabilities().kinds[kind].fields
+    vocabulary = fields[name].vocabulary if name in fields else None
+    return tuple(sorted(set(vocabulary.values()))) if vocabulary is not None else None
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """What a pair's two accounts lack."""

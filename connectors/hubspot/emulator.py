@@ -39,10 +39,13 @@ _STANDARD: Final = {
     "deals": "dealname dealstage pipeline dealtype description hs_next_step",
 }
 _READ_ONLY: Final = {
-    "contacts": "hs_object_id createdate lastmodifieddate hs_merged_object_ids hs_additional_emails",
-    "companies": "hs_object_id createdate hs_lastmodifieddate hs_merged_object_ids",
-    "deals": "hs_object_id createdate hs_lastmodifieddate hs_merged_object_ids",
+    "contacts": "hs_object_id createdate lastmodifieddate hs_merged_object_ids hs_updated_by_user_id"
+    " hs_additional_emails",
+    "companies": "hs_object_id createdate hs_lastmodifieddate hs_merged_object_ids hs_updated_by_user_id",
+    "deals": "hs_object_id createdate hs_lastmodifieddate hs_merged_object_ids hs_updated_by_user_id",
 }
+#: The user who edits by hand; what comes through the API names none.
+PERSON: Final = "70112233"
 
 #: Plain and primary types: (from, to) -> {plain, primary}; the other direction mirrors them.
 _MIRRORS: Final = {
@@ -228,12 +231,15 @@ class HubSpotEmulator(Emulator):
     def add(self, type_: str, props: Mapping[str, str]) -> str:
         """A person makes a record; returns its id."""
         with self.lock:
-            return str(self._create(type_, self._fit(type_, props, is_person=True)).id)
+            return str(self._create(type_, self._by_hand(type_, props)).id)
 
     def edit(self, type_: str, id_: str, props: Mapping[str, str]) -> None:
         with self.lock:
             thing = self._thing(type_, id_)
-            self._change(type_, thing, self._fit(type_, props, thing, is_person=True))
+            self._change(type_, thing, self._by_hand(type_, props, thing))
+
+    def _by_hand(self, type_: str, props: Mapping[str, str], thing: _Thing | None = None) -> dict[str, str]:
+        return {**self._fit(type_, props, thing, is_person=True), "hs_updated_by_user_id": PERSON}
 
     def archive(self, type_: str, id_: str) -> None:
         with self.lock:
@@ -933,7 +939,7 @@ class HubSpotEmulator(Emulator):
 
     def _change(self, type_: str, thing: _Thing, properties: Mapping[str, str]) -> _Thing:
         """Store and stamp: the modified time moves even where no value does."""
-        thing.properties.update(properties)
+        thing.properties.update({"hs_updated_by_user_id": "", **properties})
         for name, value in properties.items():
             alias = "email" if name == "hs_additional_emails" else name
             if alias == "email" or self._defined[type_].get(name, {}).get("hasUniqueValue"):

@@ -35,6 +35,8 @@ CURSOR: Final = {
     "contact": "lastmodifieddate",
     "deal": "hs_lastmodifieddate",
 }
+#: The user who changed a record last, which nobody has to have. Older accounts may lack it.
+BY: Final = "hs_updated_by_user_id"
 TEASER_LINES: Final = "propstreet_teaser_responses"
 GROUP: Final = "propstreet"
 CURRENCY: Final = "deal_currency_code"
@@ -132,7 +134,7 @@ class Sheet:
 
     def names(self) -> list[str]:
         """Every property to be asked for; merges and the modified time always."""
-        found = [CURSOR[self.kind], MERGED, UNIQUE[self.kind], *self.slots.values(), *self.phones]
+        found = [CURSOR[self.kind], MERGED, UNIQUE[self.kind], BY, *self.slots.values(), *self.phones]
         found += self.choice.watch
         if self.kind == "deal":
             found += ["pipeline", "dealstage", CURRENCY]
@@ -176,6 +178,7 @@ class Sheet:
             mark=self._mark(held),
             version=mapping.text(modified, "updatedAt", limit=255),
             modified_at=mapping.instant(modified, "updatedAt"),
+            modified_by=mapping.text(held.get(BY), BY, limit=255),
             is_deleted=row.get("archived") is True,
             formerly=_formerly(held.get(MERGED), id_),
             locked=self._locked(held),

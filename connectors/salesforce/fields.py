@@ -119,12 +119,14 @@ _ALWAYS: Final[Mapping[str, tuple[str, ...]]] = {
     "deal": ("AccountId", "StageName"),
     "deal_contact": ("OpportunityId", "ContactId"),
 }
+#: The user who changed a row last.
+_BY: Final = "LastModifiedById"
 _IF_DESCRIBED: Final[Mapping[str, tuple[str, ...]]] = {
-    "company": ("IsPersonAccount",),
-    "contact": ("IsPersonAccount",),
-    "employment": ("IsPersonAccount",),
-    "deal": ("CurrencyIsoCode", "HasOpportunityLineItem", "IsClosed"),
-    "deal_contact": (),
+    "company": (_BY, "IsPersonAccount"),
+    "contact": (_BY, "IsPersonAccount"),
+    "employment": (_BY, "IsPersonAccount"),
+    "deal": (_BY, "CurrencyIsoCode", "HasOpportunityLineItem", "IsClosed"),
+    "deal_contact": (_BY,),
 }
 
 _NATIVE_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,79}(?:\.[A-Za-z][A-Za-z0-9_]{0,79}){0,2}")
@@ -369,6 +371,7 @@ class Table:
             mark=_mark(row, self.mark),
             version=f"{stamp}/{modified or ''}",
             modified_at=modified_at,
+            modified_by=mapping.text(row.get(_BY), _BY, limit=255),
             locked=locked,
             native={name: _shown(row, name) for name in self.watch},
             opaque={name: value for name, value in opaque.items() if value is not None},

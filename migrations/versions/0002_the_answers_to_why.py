@@ -28,6 +28,10 @@ def upgrade() -> None:
     op.add_column("conflict", sa.Column("left_by", sa.Text(), nullable=True))
     op.add_column("conflict", sa.Column("right_by", sa.Text(), nullable=True))
     op.add_column("conflict", sa.Column("chosen", _JSONB, nullable=True))
+    op.drop_constraint(op.f("ck_match_review_answer"), "match_review", type_="check")
+    op.create_check_constraint(
+        op.f("ck_match_review_answer"), "match_review", "answer IN ('same', 'never', 'create', 'apart')"
+    )
     op.add_column("pair", sa.Column("mapping", _JSONB, nullable=True))
     op.create_table(
         "hold",
@@ -46,6 +50,9 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("hold")
     op.drop_column("pair", "mapping")
+    op.execute("UPDATE match_review SET answer = 'never' WHERE answer = 'apart'")
+    op.drop_constraint(op.f("ck_match_review_answer"), "match_review", type_="check")
+    op.create_check_constraint(op.f("ck_match_review_answer"), "match_review", "answer IN ('same', 'never', 'create')")
     for name in ("chosen", "right_by", "left_by", "right_at", "left_at"):
         op.drop_column("conflict", name)
     op.drop_index("ix_change_log_run", table_name="change_log")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 
+from syncd.cli import why  # noqa: F401 - its commands join the others by being defined
 from syncd.cli.commands import cli
 
 
 def main() -> None:
     """Run ``syncd``; exits 0 done, 1 failed, 2 usage or config, 3 something waits for a person, 4 halted."""
-    from syncd.errors import ConfigError, HaltedError, NotFoundError, SyncdError
+    from syncd.errors import AnswerError, ConfigError, HaltedError, NotFoundError, SyncdError
 
     try:
         cli(prog_name="syncd", standalone_mode=True)
-    except (ConfigError, NotFoundError) as exc:
+    except (AnswerError, ConfigError, NotFoundError) as exc:
         print(f"syncd: {exc}", file=sys.stderr)  # noqa: T201 - the message is the output
         raise SystemExit(2) from None
     except HaltedError as exc:

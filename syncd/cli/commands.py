@@ -324,33 +324,6 @@ def status(tenant: str | None, pair: str | None, excluded: bool, as_json: bool) 
             click.echo("nothing has run yet; start with: syncd run TENANT")
 
 
-@cli.command()
-@ANY_TENANT
-@PAIR
-@click.option("--open", "only_open", is_flag=True, help="Only those that wait for a person.")
-@JSON
-def conflicts(tenant: str | None, pair: str | None, only_open: bool, as_json: bool) -> None:
-    """Fields that both sides moved apart: both values, who decided, and the value that lost."""
-    from syncd.state import desk
-
-    with _service() as service:
-        rows = desk.conflicts(service.engine, desk.Scope(tenant, pair), only_open=only_open)
-        _list(rows, as_json, ("id", "kind", "propstreet", "crm", "field", "propstreet_value", "crm_value", "decided"))
-
-
-@cli.command()
-@ANY_TENANT
-@PAIR
-@JSON
-def reviews(tenant: str | None, pair: str | None, as_json: bool) -> None:
-    """Records whose counterpart a person must name, with the candidates."""
-    from syncd.state import desk
-
-    with _service() as service:
-        _list(desk.reviews(service.engine, desk.Scope(tenant, pair)), as_json,
-              ("id", "kind", "propstreet", "crm", "candidates"))  # fmt: skip
-
-
 @cli.command(name="dead-letters")
 @ANY_TENANT
 @PAIR
@@ -365,30 +338,6 @@ def dead_letters(tenant: str | None, pair: str | None, as_json: bool) -> None:
 
 
 # --- deciding -----------------------------------------------------------------------------
-
-
-@cli.command()
-@click.argument("item", metavar="ID")
-@click.argument("answer", type=click.Choice(["propstreet", "crm", "same", "never", "create"]))
-@click.argument("candidate", required=False)
-def resolve(item: str, answer: str, candidate: str | None) -> None:
-    """Settle a conflict (ID like c12: propstreet or crm) or a review (ID like r3: same CANDIDATE, never, create).
-
-    The answer is carried out by the next run.
-    """
-    from syncd.core.model import Side
-    from syncd.state import desk
-
-    with _service() as service:
-        if answer in ("propstreet", "crm"):
-            desk.settle_conflict(
-                service.engine, item, Side.LEFT if answer == "propstreet" else Side.RIGHT, service.now()
-            )
-        else:
-            if answer == "same" and candidate is None:
-                raise click.UsageError("same needs the candidate's id: syncd resolve r3 same 4711")
-            desk.answer_review(service.engine, item, answer, candidate, service.now())
-    click.echo(f"{item}: {answer}; the next run carries it out")
 
 
 @cli.command()

@@ -15,7 +15,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Final
 from urllib.parse import urlsplit
 
-from syncd.core.model import MAX_TEXT, FieldType, Json, Money, Value, Values, is_safe_id
+from syncd.core.model import FIELDS, MAX_TEXT, WORDS, FieldType, Json, Money, Value, Values, is_safe_id
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -142,6 +142,37 @@ def domain(raw: object, field: str = "domain") -> str | None:
     except ValueError as exc:
         raise UnfitValueError(f"{field}: expected a domain") from exc
     return host.removeprefix("www.").rstrip(".") or None
+
+
+_PRICE: Final = re.compile(r"(-?\d[\d ]*(?:\.\d+)?) ?([A-Za-z]{3})")
+
+
+def typed(kind: str, field: str, raw: str) -> Value:
+    """What a person's text means in a field of this kind. Raises UnfitValueError saying what the field takes."""
+    words = WORDS.get((kind, field))
+    if words is not None and raw.strip() not in words:
+        raise UnfitValueError(f"{field} takes one of: {', '.join(words)}")
+    if field.endswith("country") and re.fullmatch(r"\s*[A-Za-z]{2}\s*", raw) is None:
+        raise UnfitValueError(f"{field} takes a country's two letters, like SE")
+    match FIELDS[kind][field]:
+        case FieldType.ENUMERATION if field.endswith("country"):
+            return raw.strip().upper()
+        case FieldType.TEXT | FieldType.PHONE | FieldType.ENUMERATION:
+            return {"email": email, "domain": domain}.get(field, text)(raw, field)
+        case FieldType.NUMBER:
+            return number(raw, field)
+        case FieldType.BOOLEAN:
+            return boolean(raw.strip().lower(), field)
+        case FieldType.MONEY:
+            if (found := _PRICE.fullmatch(raw.strip())) is None:
+                raise UnfitValueError(f"{field} takes an amount and its currency, like 1200000 SEK")
+            return Money(canonical_decimal(Decimal(found[1].replace(" ", ""))), found[2].upper())
+        case FieldType.INSTANT:
+            return instant(raw, field)
+        case FieldType.DATE:
+            return day(raw, field)
+        case FieldType.SET:
+            return members(raw, field, separator=",")
 
 
 def iso_z(moment: datetime) -> str:

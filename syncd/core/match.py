@@ -8,7 +8,7 @@ links. Several, or only weak evidence, go to a person. Nothing is guessed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final
 
@@ -46,6 +46,29 @@ class Suspect:
     mark: str | None = None
     linked_to: str | None = None
     """The other side's id, if this record has a link already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What people said, for good, about which records are not the same: pairs are (left id, right id)."""
+
+    never: frozenset[tuple[str, str]] = frozenset()
+    """These are never linked."""
+    made: frozenset[tuple[Side, str]] = frozenset()
+    """These are given a counterpart of their own, whatever else looks like one."""
+    ended: frozenset[tuple[str, str]] = frozenset()
+    """Their link, if they have one, ends; and nothing is made in its place for any of the two."""
+
+    def stands_alone(self, side: Side, id_: str) -> bool:
+        """Nothing is made for this record: its link was ended, and nobody asked for another."""
+        at = 0 if side is Side.LEFT else 1
+        return (side, id_) not in self.made and any(pair[at] == id_ for pair in self.ended)
+
+    def not_known_by_keys(self, side: Side, suspect: Suspect) -> Suspect:
+        """A record that is to be made is no longer met by what it looks like, only by an id that names it."""
+        if suspect.linked_to is None and (side, suspect.id) in self.made:
+            return replace(suspect, keys=frozenset())
+        return suspect
 
 
 @dataclass(frozen=True, slots=True)

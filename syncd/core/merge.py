@@ -11,13 +11,13 @@ unmoved and as holding whatever its half of the base holds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeAlias
 
 from syncd.core.mapping import same
-from syncd.core.model import FieldType, Side, Value, Values, elements
+from syncd.core.model import FieldType, Json, Side, Value, Values, elements
 
 #: The rule that stands behind a field when a person settled its conflict.
 BY_PERSON: Final = "a person's word"
@@ -105,6 +105,33 @@ class Half:
     def lock(self, name: str) -> str | None:
         return self.locked.get(name) or self.locked.get("*")
 
+    def only(self, name: str) -> Half:
+        """What this half tells of one field."""
+        values, base = ({name: held[name]} if name in held else {} for held in (self.values, self.base))
+        own = frozenset({name})
+        return Half(values, base, self.modified_at, {}, self.writable & own, self.unreadable & own)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A third value that a person settles a conflict with: both sides are given it."""
+
+    value: Value
+
+
+Answer: TypeAlias = Side | Chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A person's answer to a conflict, and the two values that it was given to, as they were shown.
+
+    ``seen`` is None where nobody wrote down what was shown.
+    """
+
+    answer: Answer
+    seen: tuple[Json, Json] | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class FieldConflict:
@@ -119,11 +146,27 @@ class FieldConflict:
 
 
 @dataclass(frozen=True, slots=True)
+class Because:
+    """All that one decision about one field was made of: with this alone it can be made again.
+
+    Both halves tell of this field only; the policy is as far as the two systems could carry it.
+    """
+
+    field: str
+    type: FieldType
+    policy: Policy
+    left: Half
+    right: Half
+    settled: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    """One field that one side must be given, and the rule that says so."""
+    """One field that one side must be given, the rule that says so, and what it decided on."""
 
     value: Value
     rule: str
+    because: Because | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +195,12 @@ def merge(
     left: Half,
     right: Half,
     policies: Mapping[str, Policy],
-    settled: Mapping[str, Side] | None = None,
+    settled: Mapping[str, Answer] | None = None,
 ) -> Merged:
     """Merge one linked record into the writes each side needs.
 
     With one side untouched the other always survives, unless the policy points one way. A first
-    meeting has an empty base: whatever is there moved. ``settled`` holds a person's word on
+    meeting has an empty base: whatever is there moved. ``settled`` holds a person's answers on
     fields that were held. Ties of ``newest`` go to Propstreet.
     """
     to: dict[Side, dict[str, Step]] = {Side.LEFT: {}, Side.RIGHT: {}}
@@ -168,15 +211,24 @@ def merge(
         policy = policies.get(name, Policy()).within(
             left_writable=name in left.writable, right_writable=name in right.writable
         )
-        verdict = _decide(name, types[name], left, right, policy, (settled or {}).get(name))
+        answer = (settled or {}).get(name)
+        verdict = _decide(name, types[name], left, right, policy, answer)
         if verdict.conflict is not None:
             conflicts.append(verdict.conflict)
         for side, step in verdict.steps.items():
             if reason := halves[side].lock(name):
                 blocked[name] = reason
             else:
-                to[side][name] = step
+                because = Because(name, types[name], policy, left.only(name), right.only(name), answer)
+                to[side][name] = replace(step, because=because)
     return Merged(to[Side.LEFT], to[Side.RIGHT], tuple(conflicts), blocked)
+
+
+def replay(because: Because) -> Mapping[Side, Step]:
+    """The same decision once more: what each side is given, and by which rule."""
+    return _decide(
+        because.field, because.type, because.left, because.right, because.policy, because.settled
+    ).steps  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +240,7 @@ class _Verdict:
 _NOTHING: Final = _Verdict()
 
 
-def _decide(name: str, type_: FieldType, left: Half, right: Half, policy: Policy, settled: Side | None) -> _Verdict:
+def _decide(name: str, type_: FieldType, left: Half, right: Half, policy: Policy, settled: Answer | None) -> _Verdict:
     if policy.flow is Flow.OFF or not (left.says(name) or right.says(name)):
         return _NOTHING
     on_left, on_right = left.now(name), right.now(name)
@@ -210,6 +262,16 @@ def _decide(name: str, type_: FieldType, left: Half, right: Half, policy: Policy
             pass
     if type_ is FieldType.SET:
         return _union(name, left, right)
+    if isinstance(settled, Chosen):
+        # Until both sides hold it, whichever of them moved since: one of the two writes may have failed.
+        halves = {Side.LEFT: on_left, Side.RIGHT: on_right}
+        return _Verdict(
+            {
+                side: Step(settled.value, BY_PERSON)
+                for side, held in halves.items()
+                if not same(type_, held, settled.value)
+            }
+        )
     if left_moved and right_moved:
         return _settle(name, left, right, policy.conflict, settled)
     if left_moved and not right.is_stranger(name):

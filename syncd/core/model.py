@@ -123,6 +123,15 @@ FIELDS: Final[Mapping[str, Mapping[str, FieldType]]] = {
     },
 }
 
+#: Fields that hold one of a few words and nothing else.
+WORDS: Final[Mapping[tuple[str, str], tuple[str, ...]]] = {
+    ("deal", "status"): ("open", "closed"),
+    ("deal", "classification"): ("draft", "active", "inactive"),
+    ("deal", "exclusivity"): ("exclusive", "non_exclusive", "other"),
+    ("deal", "asset_type"): ("single", "portfolio"),
+    ("deal_contact", "classification"): ("not_contacted", "contacted", "interested", "not_interested", "bidder"),
+}
+
 #: A kind whose records are made of references has no natural key but those references.
 RELATIONS: Final = frozenset({"employment", "deal_contact"})
 
@@ -159,6 +168,8 @@ class Record:
     ``refs`` name the records it is made of, by kind, with ids of its own side.
     ``mark`` is the other side's id as stored on this record by us, if any.
     ``version`` makes a write conditional; ``modified_at`` orders two sightings of one record.
+    ``modified_by`` is the id of the user who changed it last, where the system tells; it is shown
+    to people and decides nothing.
     ``locked`` maps a field, or ``"*"`` for all, to the reason why it must not be written.
     ``native`` holds the native fields that the tenant's filters ask about.
     ``opaque`` comes back to the connector with each write of this record.
@@ -176,6 +187,7 @@ class Record:
     mark: str | None = None
     version: str | None = None
     modified_at: datetime | None = None
+    modified_by: str | None = None
     is_deleted: bool = False
     merged_into: str | None = None
     formerly: tuple[str, ...] = ()

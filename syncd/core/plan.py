@@ -13,12 +13,14 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
+from syncd.core.mapping import same, show
 from syncd.core.match import ref_key
-from syncd.core.merge import Half, Merged, OnConflict, Policy, Step, merge
+from syncd.core.merge import Answer, Chosen, Half, Merged, OnConflict, Policy, Step, Word, merge
 from syncd.core.model import (
     RELATIONS,
     Address,
     FieldType,
+    Json,
     LinkState,
     Money,
     Record,
@@ -188,19 +190,19 @@ def decide(
     rules: KindRules,
     *,
     right_refs: Mapping[str, str] | None = None,
-    settled: Mapping[str, Side] | None = None,
+    settled: Mapping[str, Answer] | None = None,
 ) -> Decision:
     """What one link needs now.
 
     ``left.record.values`` are already in the right side's vocabulary. ``right_refs`` are the right
     record's references in left ids, None if one of them has no link. ``settled`` holds a person's
-    answers by field; under ``""`` the side whose deletion or survival was chosen.
+    answers by field, as far as they stand; under ``""`` the side whose deletion or survival was chosen.
     """
     sides = {Side.LEFT: left, Side.RIGHT: right}
     gone = [side for side in Side if sides[side].record.is_deleted]
     if len(gone) == 2:
         return Decision(is_over=True, reason="deleted on both sides")
-    answer = (settled or {}).get("")
+    answer = Side(said) if isinstance(said := (settled or {}).get(""), Side) else None
     if gone and sides[gone[0]].record.merged_into is not None and answer is None:
         # Two linked things became one over there: which of ours stands for it, only a person can say.
         return Decision(state=LinkState.CONFLICT, reason="merged with another linked record", deletion=gone[0])
@@ -229,8 +231,43 @@ def decide(
     return Decision(operations, state, reason, merged)
 
 
+def standing(words: Mapping[str, Word], left: Sighted, right: Sighted, fields: Fields) -> dict[str, Answer]:
+    """The answers that still speak of what is there.
+
+    Each was given to two values. Where a side holds neither the one that was shown nor the one
+    that was chosen, somebody moved it since: that person knew more, so it is asked again.
+    """
+    return {
+        name: word.answer
+        for name, word in words.items()
+        if word.seen is None
+        or (
+            _is_as_answered(name, word, word.seen[0], left, Side.LEFT, fields)
+            and _is_as_answered(name, word, word.seen[1], right, Side.RIGHT, fields)
+        )
+    }
+
+
+def _is_as_answered(name: str, word: Word, seen: Json, sighted: Sighted, side: Side, fields: Fields) -> bool:
+    if name == "":
+        return existence(sighted, side, fields) == seen
+    now = sighted.half(fields, side).now(name)
+    if isinstance(word.answer, Chosen) and name in fields.types and same(fields.types[name], now, word.answer.value):
+        return True
+    return show(now) == seen
+
+
+def existence(sighted: Sighted, side: Side, fields: Fields) -> str:
+    """Whether a record is there still, and which fields were edited since it was last in step."""
+    if sighted.record.is_deleted:
+        return "deleted"
+    half = sighted.half(fields, side)
+    edited = sorted(name for name, type_ in fields.types.items() if half.moved(name, type_))
+    return f"exists, edited: {', '.join(edited)}" if edited else "exists"
+
+
 def _merge(
-    left: Sighted, right: Sighted, fields: Fields, rules: KindRules, settled: Mapping[str, Side] | None
+    left: Sighted, right: Sighted, fields: Fields, rules: KindRules, settled: Mapping[str, Answer] | None
 ) -> Merged:
     policies = {name: rules.policies.get(name, rules.default) for name in fields.types}
     return merge(
@@ -332,11 +369,13 @@ def welcome(
     *,
     ref_sets: tuple[frozenset[str], ...] = (),
     unlinked_refs: frozenset[str] = frozenset(),
+    is_asked_for: bool = False,
 ) -> Welcome:
     """Whether a record that only ``side`` has is to be created on the other one.
 
     ``ref_sets``: what the other system can hold of this kind. ``unlinked_refs``: kinds of the
-    record's references whose counterparts neither exist nor are about to.
+    record's references whose counterparts neither exist nor are about to. ``is_asked_for``: a person
+    wants a counterpart for this very record, whatever the tenant's rule is for those of its kind.
     """
     if side is Side.RIGHT and not rules.scope.admits(record):
         return Welcome(reason="outside the tenant's filter")
@@ -347,14 +386,18 @@ def welcome(
             return Welcome(reason=_unfit(record, ref_sets))
         if unlinked_refs:
             return Welcome(reason=f"its {' and '.join(sorted(unlinked_refs))} is not linked", is_waiting=True)
-    if side is Side.LEFT:
-        if not rules.create_in_right:
-            return Welcome(reason="the tenant creates none of these in the crm")
-    elif rules.create_in_left is None:
-        return Welcome(reason="the tenant creates none of these in propstreet")
-    elif not rules.create_in_left.admits(record):
-        return Welcome(reason="outside the tenant's rule for creating in propstreet")
+    if not is_asked_for and (reason := _unwanted(record, side, rules)):
+        return Welcome(reason=reason)
     return Welcome(_create(record.kind, side.other, record, fields, "only on one side"))
+
+
+def _unwanted(record: Record, side: Side, rules: KindRules) -> str:
+    """Why the tenant's rules make no counterpart for a record of this side; empty if they do."""
+    if side is Side.LEFT:
+        return "" if rules.create_in_right else "the tenant creates none of these in the crm"
+    if rules.create_in_left is None:
+        return "the tenant creates none of these in propstreet"
+    return "" if rules.create_in_left.admits(record) else "outside the tenant's rule for creating in propstreet"
 
 
 def _unfit(record: Record, ref_sets: tuple[frozenset[str], ...]) -> str:
@@ -375,5 +418,7 @@ __all__ = [
     "Welcome",
     "When",
     "decide",
+    "existence",
+    "standing",
     "welcome",
 ]

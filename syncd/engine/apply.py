@@ -14,15 +14,16 @@ from dataclasses import replace
 from syncd.connector import Outcome, Rider, Verdict, Write
 from syncd.core.base import confirmed, founded, not_stored
 from syncd.core.mapping import UnfitValueError, freeze, is_cut, same
-from syncd.core.merge import Half
-from syncd.core.model import KINDS, Address, LinkState, Record, Side, Verb
+from syncd.core.merge import BY_PERSON, Chosen, Half
+from syncd.core.model import KINDS, Address, LinkState, Record, Side, Value, Verb
 from syncd.core.plan import Operation
+from syncd.core.why import settled_by
 from syncd.engine.context import Context
 from syncd.engine.draft import proof
 from syncd.engine.pull import read_again
 from syncd.errors import RejectedError, UnknownOutcomeError
 from syncd.state.journal import Entry
-from syncd.state.store import LinkRow, NewLink
+from syncd.state.store import UNMOVED, LinkRow, NewLink, Unmoved
 
 
 def apply_plan(ctx: Context, plan_id: str) -> None:
@@ -440,12 +441,18 @@ class _Batch:
         types = self.ctx.fields(self.kind).types
         returned = record.values if record is not None else {}
         held = Half(entry.before, row.side(self.side).base)
-        agreed = confirmed(types, self.side, entry.steps, entry.source, held, returned)
+        halves: dict[str, tuple[Value | Unmoved, Value | Unmoved]] = {
+            **confirmed(types, self.side, entry.steps, entry.source, held, returned)
+        }
+        third, done = self._third_values(entry, row)
+        for name in third:
+            halves[name] = (halves[name][0], UNMOVED) if self.side is Side.LEFT else (UNMOVED, halves[name][1])
+        forget = {name for name in entry.steps if name not in third or name in done}
         ignored = not_stored(types, entry.steps, entry.before, returned)
         state, reason = self._standing(row, ignored)
         seen = {self.side: record} if record is not None else {}
         is_marked = True if entry.operation.is_marking else None
-        self.ctx.store.settle(row, agreed, seen, state=state, reason=reason, is_marked=is_marked, forget=entry.steps)
+        self.ctx.store.settle(row, halves, seen, state=state, reason=reason, is_marked=is_marked, forget=forget)
         self._keep_losers(entry, row)
 
     def _keep_losers(self, entry: Entry, row: LinkRow) -> None:
@@ -456,6 +463,20 @@ class _Batch:
                 self.ctx.run_id, row, str(lost["field"]), lost["base"], lost["left"], lost["right"],
                 decided=str(lost["rule"]), winner=Side(str(lost["winner"])), at=self.ctx.now(),
             )  # fmt: skip
+
+    def _third_values(self, entry: Entry, row: LinkRow) -> tuple[set[str], set[str]]:
+        """Fields that a person's third value settles, and those of them that the other side holds by now as well.
+
+        Each side is a write of its own, of which either may fail: so each moves its own half only,
+        and the word is kept until both sides have it.
+        """
+        types, other = self.ctx.fields(self.kind).types, row.side(self.side.other).record.values
+        third = {
+            name
+            for name, step in entry.steps.items()
+            if step.rule == BY_PERSON and isinstance(settled_by(name, entry.because.get(name)), Chosen)
+        }
+        return third, {name for name in third if same(types[name], other.get(name), entry.steps[name].value)}
 
     def _standing(self, row: LinkRow, ignored: Iterable[str]) -> tuple[LinkState, str]:
         names = ", ".join(sorted(ignored))
@@ -499,6 +520,9 @@ class _Batch:
             self._bury(entry, f"the other system's {record.id} is it already, but linked to {holder}")
             return
         left, right = (record.id, source_id) if self.side is Side.LEFT else (source_id, record.id)
+        if (left, right) in store.answers(self.kind).never:
+            self._bury(entry, f"the other system takes {record.id} for it, from which a person keeps it apart")
+            return
         store.make_links(self.kind, [(left, right, why)], now)
         self._take_as_base(record, entry if why == FOUND else None)
 
@@ -548,6 +572,7 @@ class _Batch:
             "right_id": right_id,
             "side": str(self.side),
             "verb": self.verb,
+            "call": entry.key,
             "at": self.ctx.now(),
         }
         rows: list[dict[str, object]] = [
@@ -557,9 +582,11 @@ class _Batch:
                 "old": freeze({"": entry.before.get(name)})[""],
                 "new": freeze({"": step.value})[""],
                 "rule": step.rule,
+                "because": entry.because.get(name),
             }
             for name, step in entry.steps.items()
         ]
         if not rows:
-            rows = [{**common, "field": "", "old": None, "new": None, "rule": entry.operation.why}]
+            rows = [{**common, "field": "", "old": None, "new": None, "rule": entry.operation.why,
+                     "because": entry.because.get("")}]  # fmt: skip
         self._changes += rows

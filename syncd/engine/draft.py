@@ -6,22 +6,36 @@ agree move their base here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from syncd.core.base import agreed
 from syncd.core.guard import Census
 from syncd.core.mapping import show
-from syncd.core.match import Review, Suspect, keys_of, match, ref_key
+from syncd.core.match import Answers, Review, Suspect, keys_of, match, ref_key
 from syncd.core.merge import BY_PERSON, FieldConflict, Half, translated
 from syncd.core.model import RELATIONS, Address, Json, LinkState, Record, Side, Value
-from syncd.core.plan import Decision, Operation, Sighted, decide, is_ripe, payable, priced, welcome
+from syncd.core.plan import (
+    Decision,
+    Operation,
+    Sighted,
+    decide,
+    existence,
+    is_ripe,
+    payable,
+    priced,
+    standing,
+    welcome,
+)
+from syncd.core.why import grounds
 from syncd.engine.context import Context
 from syncd.state.journal import Entry, digest
 from syncd.state.rows import Row
 from syncd.state.store import SETTLING, LinkRow
 
 CHUNK = 400
+#: Why a record is left out whose link a person ended.
+KEPT_APART = "kept apart by a person's word"
 
 
 @dataclass(slots=True)
@@ -54,6 +68,7 @@ class Draft:
                 source={name: value for name, value in source.values.items() if name in types} if source else {},
                 precondition=proof(self.ctx, target) if target is not None else None,
                 conflicts=conflicts,
+                because=grounds(operation),
             )
         )
         if len(self._buffer) >= CHUNK:
@@ -133,22 +148,30 @@ def draft_missing(draft: Draft, side: Side, kind: str, missing: Sequence[Address
 
 
 def _match_kind(ctx: Context, kind: str) -> None:
-    chosen = [(left_id, right_id, BY_PERSON) for left_id, right_id in ctx.store.chosen(kind)]
+    answers = ctx.store.answers(kind)
+    _part(ctx, kind, answers)
+    chosen = [(*pair, BY_PERSON) for pair in ctx.store.chosen(kind) if pair not in answers.never]
     ctx.store.make_links(kind, chosen, ctx.now())
     ctx.report.linked[kind] += len(chosen)
-    never = ctx.store.never(kind)
     for side in Side:
         after = ""
         while records := ctx.store.unmatched(side, kind, after, CHUNK, _Admission(ctx, side, kind)):
             after = records[-1].id
-            _match_chunk(ctx, kind, side, records, never)
+            _match_chunk(ctx, kind, side, records, answers)
 
 
-def _match_chunk(
-    ctx: Context, kind: str, side: Side, records: Sequence[Record], never: frozenset[tuple[str, str]]
-) -> None:
+def _part(ctx: Context, kind: str, answers: Answers) -> None:
+    """End the links of records that a person keeps apart; both stay, and nothing is made in their place."""
+    lefts = [left_id for left_id, _ in answers.ended]
+    for row in ctx.store.linked(kind, Side.LEFT, lefts) if lefts else ():
+        if (row.left.record.id, row.right.record.id) in answers.ended:
+            alone = [side for side in Side if answers.stands_alone(side, row.side(side).record.id)]
+            ctx.store.part(kind, row, dict.fromkeys(alone, ("excluded", KEPT_APART)), ctx.now())
+
+
+def _match_chunk(ctx: Context, kind: str, side: Side, records: Sequence[Record], answers: Answers) -> None:
     """Match one chunk of one side against all that could be meant on the other side."""
-    own = [Suspect(r.id, keys_of(r), r.mark) for r in records]
+    own = [answers.not_known_by_keys(side, Suspect(r.id, keys_of(r), r.mark)) for r in records]
     translate = _Translator(ctx, kind)
     keys = translate.keys({each.id: each.keys for each in own}, side)
     others = ctx.store.suspects(
@@ -160,6 +183,7 @@ def _match_chunk(
     )
     if not others:
         return
+    others = [answers.not_known_by_keys(side.other, each) for each in others]
     back = translate.keys({each.id: each.keys for each in others}, side.other)
     rivals = ctx.store.suspects(
         side,
@@ -168,12 +192,12 @@ def _match_chunk(
         marks=[each.id for each in others],
         keys={key for found in back.values() for key in found},
     )
-    own_all = {each.id: each for each in (*rivals, *own)}
+    own_all = {each.id: each for each in (*(answers.not_known_by_keys(side, each) for each in rivals), *own)}
     # Both sides' keys in Propstreet's ids.
     lefts = own_all.values() if side is Side.LEFT else others
     rights = others if side is Side.LEFT else own_all.values()
     right_keys = translate.keys({each.id: each.keys for each in rights}, Side.RIGHT)
-    matched = match(lefts, [replace(each, keys=right_keys[each.id]) for each in rights], never)
+    matched = match(lefts, [replace(each, keys=right_keys[each.id]) for each in rights], answers.never)
     chunk = {record.id for record in records}
     own_at = 0 if side is Side.LEFT else 1
     links = [each for each in matched.links if each[own_at] in chunk]
@@ -313,15 +337,10 @@ def _right_refs(ctx: Context, kind: str, rows: Sequence[LinkRow]) -> dict[int, d
 
 def _plan_link(draft: Draft, row: LinkRow, right_refs: Mapping[str, str] | None, *, can_mark: bool) -> None:
     ctx, kind = draft.ctx, row.kind
-    decision = decide(
-        kind,
-        _in_crm_words(row.left, ctx.vocabulary(kind)),
-        _in_its_currency(ctx, row),
-        ctx.fields(kind),
-        ctx.rules.kinds[kind],
-        right_refs=right_refs,
-        settled=row.settled,
-    )
+    left, right, fields = _in_crm_words(row.left, ctx.vocabulary(kind)), _in_its_currency(ctx, row), ctx.fields(kind)
+    answers = standing(row.settled, left, right, fields)
+    decision = decide(kind, left, right, fields, ctx.rules.kinds[kind], right_refs=right_refs, settled=answers)
+    unsaid = set(row.settled) - set(answers)
     if decision.is_over:
         _end(ctx, row, decision)
         return
@@ -330,10 +349,10 @@ def _plan_link(draft: Draft, row: LinkRow, right_refs: Mapping[str, str] | None,
         return
     is_both_alive = not (row.left.record.is_deleted or row.right.record.is_deleted)
     if is_both_alive and decision.reason not in ("outside the tenant's filter", "names a record that is not linked"):
-        _settle_agreed(ctx, row, decision)
-    elif (row.state, row.reason) != (decision.state, decision.reason):
-        ctx.store.settle(row, {}, {}, state=decision.state, reason=decision.reason)
-    _note_conflicts(ctx, row, decision)
+        _settle_agreed(ctx, row, decision, answers)
+    elif unsaid or (row.state, row.reason) != (decision.state, decision.reason):
+        ctx.store.settle(row, {}, {}, state=decision.state, reason=decision.reason, forget=unsaid)
+    _note_conflicts(ctx, row, decision, (existence(left, Side.LEFT, fields), existence(right, Side.RIGHT, fields)))
     # One that a person settled was written down, with both values, when it began to wait.
     settled = [each for each in decision.merged.conflicts if each.winner is not None and each.rule != BY_PERSON]
     conflicts = [_lost(each) for each in settled]
@@ -380,20 +399,25 @@ def _end(ctx: Context, row: LinkRow, decision: Decision) -> None:
             ctx.store.shelve(side, row.kind, {row.side(side).record.id: ("excluded", decision.reason)})
 
 
-def _settle_agreed(ctx: Context, row: LinkRow, decision: Decision) -> None:
-    """Move the base for every field that needs no write, and remember how the link stands."""
+def _settle_agreed(ctx: Context, row: LinkRow, decision: Decision, answers: Container[str]) -> None:
+    """Move the base for every field that needs no write, and remember how the link stands.
+
+    Of a person's words only those are kept that still stand and wait for a write.
+    """
     left, right = (Half(each.record.values, each.base) for each in (row.left, row.right))
-    moved = agreed(ctx.fields(row.kind).types, left, right, decision.merged)
+    merged = decision.merged
+    moved = agreed(ctx.fields(row.kind).types, left, right, merged)
     # Amounts of which no currency is known yet are no fields of the pair so far. Two empty ones agree all the same.
     bare = ctx.bare(row.kind) - ctx.fields(row.kind).types.keys()
     moved |= {name: (None, None) for name in bare if left.now(name) is None and right.now(name) is None}
     state, reason = decision.state, decision.reason
     if decision.operations and state is LinkState.IN_STEP:
         state = LinkState.PENDING
-    ctx.store.settle(row, moved, {}, state=state, reason=reason)
+    open_ = {name for name in (*merged.to_left, *merged.to_right, *merged.blocked) if name in answers}
+    ctx.store.settle(row, moved, {}, state=state, reason=reason, forget=set(row.settled) - open_)
 
 
-def _note_conflicts(ctx: Context, row: LinkRow, decision: Decision) -> None:
+def _note_conflicts(ctx: Context, row: LinkRow, decision: Decision, alive: tuple[str, str]) -> None:
     waiting: list[str] = []
     for conflict in decision.merged.conflicts:
         if conflict.winner is None:
@@ -404,9 +428,8 @@ def _note_conflicts(ctx: Context, row: LinkRow, decision: Decision) -> None:
             )  # fmt: skip
     if decision.deletion is not None:
         waiting.append("")
-        left, right = ("deleted" if row.side(side).record.is_deleted else "exists" for side in Side)
         ctx.store.open_conflict(
-            ctx.run_id, row, "", None, left, right, decided=None, winner=None, at=ctx.now()
+            ctx.run_id, row, "", None, *alive, decided=None, winner=None, at=ctx.now()
         )  # fmt: skip
     if row.state is LinkState.CONFLICT:
         ctx.store.close_conflicts(row, waiting, ctx.now())
@@ -444,15 +467,16 @@ def _plan_retired(draft: Draft, kind: str) -> None:
 
 
 def _plan_newcomers(draft: Draft, kind: str) -> None:
+    answers = draft.ctx.store.answers(kind)
     for side in Side:
         after = ""
         admission = _Admission(draft.ctx, side, kind)
         while records := draft.ctx.store.unmatched(side, kind, after, CHUNK, admission):
             after = records[-1].id
-            _plan_chunk(draft, kind, side, records)
+            _plan_chunk(draft, kind, side, records, answers)
 
 
-def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record]) -> None:
+def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record], answers: Answers) -> None:
     ctx = draft.ctx
     unlinked = _unlinked_refs(draft, kind, side, records)
     crowded = _crowded(draft, kind, side, records)
@@ -462,7 +486,11 @@ def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record]) 
     vocabulary = ctx.vocabulary(kind) if side is Side.LEFT else {}
     # A create stores the mark along; made on the left, its source is marked once there is something to name.
     is_marking = side is Side.RIGHT and ctx.systems[side].kind(kind).can_mark
+    usurped = _usurped(ctx, kind, side, records, answers)
     for record in _primary_first(records):
+        if answers.stands_alone(side, record.id):
+            verdicts[record.id] = ("excluded", KEPT_APART)
+            continue
         answer = welcome(
             replace(record, values=_for_a_create(ctx, side, record, vocabulary)),
             side,
@@ -470,9 +498,13 @@ def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record]) 
             ctx.rules.kinds[kind],
             ref_sets=other.ref_sets,
             unlinked_refs=unlinked[record.id],
+            is_asked_for=(side, record.id) in answers.made,
         )
         if answer.operation is None:
             verdicts[record.id] = ("waiting" if answer.is_waiting else "excluded", answer.reason)
+            continue
+        if record.id in usurped:
+            verdicts[record.id] = usurped[record.id]
             continue
         if (reason := locked.get(record.refs.get("deal", ""))) is not None:
             verdicts[record.id] = ("excluded", reason)
@@ -485,6 +517,25 @@ def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record]) 
             mark = Operation(kind, "mark", side, None, Address(record.id, record.parent), why="its counterpart is made")
             draft.add(mark, {}, None, None)
     ctx.store.shelve(side, kind, verdicts)
+
+
+def _usurped(
+    ctx: Context, kind: str, side: Side, records: Sequence[Record], answers: Answers
+) -> dict[str, tuple[str, str]]:
+    """Records whose id stands on one of the other side that a person keeps apart from them, with the verdict.
+
+    Made now, they would be taken for that one, since what is made is found by the id that it carries.
+    The verdict leaves them new: they are looked at again until somebody takes the id out.
+    """
+    at = 0 if side is Side.LEFT else 1
+    ids = {record.id for record in records}
+    apart = [pair for pair in answers.never if pair[at] in ids]
+    there = ctx.store.sighted(side.other, kind, [pair[1 - at] for pair in apart]) if apart else {}
+    return {
+        pair[at]: ("new", f"{pair[1 - at]}, from which it is kept apart, carries its id; take it out there")
+        for pair in apart
+        if pair[1 - at] in there and there[pair[1 - at]].mark == pair[at]
+    }
 
 
 def _for_a_create(

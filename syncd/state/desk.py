@@ -6,16 +6,18 @@ take any of them: ``c12`` a conflict, ``r3`` a review, ``l7`` or ``s:right:conta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, func, insert, or_, select, true, update
 
-from syncd.core.merge import BY_PERSON
+from syncd.core.mapping import show, thaw
+from syncd.core.merge import BY_PERSON, Answer, Chosen, Word
 from syncd.core.model import Json, LinkState, Side
-from syncd.errors import NotFoundError
+from syncd.core.why import keep_word
+from syncd.errors import AnswerError, NotFoundError
 from syncd.state import schema as s
 from syncd.state.store import SETTLING
 
@@ -46,19 +48,34 @@ def conflicts(engine: Engine, scope: Scope, *, only_open: bool = False) -> Itera
     if only_open:
         query = query.where(s.conflict.c.settled_at.is_(None))
     for row in _stream(engine, query):
-        yield {
-            "id": f"c{row.id}",
-            **_head(row),
-            "propstreet": row.left_id,
-            "crm": row.right_id,
-            "field": row.field or None,
-            "base": row.base,
-            "propstreet_value": row.left_value,
-            "crm_value": row.right_value,
-            "decided": row.decided,
-            "winner": {"left": "propstreet", "right": "crm"}.get(row.winner or ""),
-            "opened_at": row.opened_at.isoformat(),
-        }
+        yield conflict_document(row)
+
+
+def conflict_document(row: Any) -> dict[str, Json]:
+    """A conflict: both values, who moved them and when as far as the vendors tell, and how it ended."""
+    return {
+        "id": f"c{row.id}",
+        **_head(row),
+        "propstreet": row.left_id,
+        "crm": row.right_id,
+        "field": row.field or None,
+        "base": row.base,
+        "propstreet_value": row.left_value,
+        "propstreet_at": _time(row.left_at),
+        "propstreet_by": row.left_by,
+        "crm_value": row.right_value,
+        "crm_at": _time(row.right_at),
+        "crm_by": row.right_by,
+        "decided": row.decided,
+        "winner": {"left": "propstreet", "right": "crm"}.get(row.winner, row.winner),
+        "chosen": row.chosen["is"] if row.chosen is not None else None,
+        "opened_at": _time(row.opened_at),
+        "settled_at": _time(row.settled_at),
+    }
+
+
+def _time(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment is not None else None
 
 
 def reviews(engine: Engine, scope: Scope) -> Iterator[dict[str, Json]]:
@@ -68,15 +85,48 @@ def reviews(engine: Engine, scope: Scope) -> Iterator[dict[str, Json]]:
         .where(scope.covers(s.match_review.c.pair), s.match_review.c.answered_at.is_(None))
         .order_by(s.match_review.c.id)
     )
-    for row in _stream(engine, query):
-        yield {
-            "id": f"r{row.id}",
-            **_head(row),
-            "propstreet": row.record_id if row.side == Side.LEFT else None,
-            "crm": row.record_id if row.side == Side.RIGHT else None,
-            "candidates": row.candidates,
-            "opened_at": row.opened_at.isoformat(),
-        }
+    with engine.connect() as tx:
+        for row in _stream(engine, query):
+            yield review_document(tx, row)
+
+
+def review_document(tx: Connection, row: Any) -> dict[str, Json]:
+    """A review, with what tells its record and the candidates apart: their names and e-mail or domain as last seen."""
+    side = Side(row.side)
+    face = _faces(tx, row.pair, row.kind, side, [row.record_id])
+    faces = _faces(tx, row.pair, row.kind, side.other, [each["id"] for each in row.candidates])
+    return {
+        "id": f"r{row.id}",
+        **_head(row),
+        "propstreet": row.record_id if side is Side.LEFT else None,
+        "crm": row.record_id if side is Side.RIGHT else None,
+        **face.get(row.record_id, _FACELESS),
+        "candidates": [{**each, **faces.get(each["id"], _FACELESS)} for each in row.candidates],
+        "opened_at": _time(row.opened_at),
+    }
+
+
+_FACELESS: dict[str, Json] = {"name": None, "known_by": None}
+
+
+def _faces(tx: Connection, pair: str, kind: str, side: Side, ids: Sequence[str]) -> dict[str, dict[str, Json]]:
+    """What people know records by: the name, and the address or domain."""
+    own_id, base = s.link.c[f"{side}_id"], s.link.c[f"{side}_base"]
+    linked = select(own_id, base).where(s.link.c.pair == pair, s.link.c.kind == kind, own_id.in_(ids))
+    at = (s.sighting.c.pair == pair, s.sighting.c.kind == kind, s.sighting.c.side == side)
+    seen = select(s.sighting.c.id, s.sighting.c["values"]).where(*at, s.sighting.c.id.in_(ids))
+    held: dict[str, dict[str, Json]] = {}
+    for query in (linked, seen):
+        for row in tx.execute(query):
+            held[row[0]] = {**held.get(row[0], {}), **row[1]}
+    return {id_: _face(values) for id_, values in held.items()}
+
+
+def _face(values: Mapping[str, Json]) -> dict[str, Json]:
+    told = {name: show(thaw({"": value})[""]) for name, value in values.items()}
+    parts = [told.get(name) for name in ("first_name", "last_name")]
+    name = told.get("name") or " ".join(str(part) for part in parts if part) or None
+    return {"name": name, "known_by": told.get("email") or told.get("domain") or told.get("org_number")}
 
 
 def dead_letters(engine: Engine, scope: Scope) -> Iterator[dict[str, Json]]:
@@ -108,7 +158,7 @@ def excluded(engine: Engine, scope: Scope) -> Iterator[dict[str, Json]]:
     for row in _stream(engine, links):
         yield {**_head(row), "propstreet": row.left_id, "crm": row.right_id, "reason": row.reason}
     yield from _held(engine, scope)
-    for state in ("excluded", "waiting"):
+    for state in ("excluded", "waiting", "new"):
         for row in _stream(engine, _alone(scope, state)):
             yield {
                 **_head(row),
@@ -140,9 +190,11 @@ def _held(engine: Engine, scope: Scope) -> Iterator[dict[str, Json]]:
 
 
 def _alone(scope: Scope, state: str) -> Any:
+    """Records without a link; new ones only if there is a reason why they were not made."""
+    is_told = s.sighting.c.reason != "" if state == "new" else true()
     return (
         select(s.sighting)
-        .where(scope.covers(s.sighting.c.pair), s.sighting.c.state == state, ~s.sighting.c.is_linked)
+        .where(scope.covers(s.sighting.c.pair), s.sighting.c.state == state, ~s.sighting.c.is_linked, is_told)
         .order_by(s.sighting.c.pair, s.sighting.c.kind, s.sighting.c.side, s.sighting.c.id)
     )
 
@@ -239,19 +291,29 @@ def census(tx: Connection, pair_id: str) -> dict[str, dict[str, int]]:
 # --- answers ------------------------------------------------------------------------------
 
 
-def settle_conflict(engine: Engine, conflict_id: str, winner: Side, at: datetime) -> None:
-    """A person's word on a conflict; carried out by the next run. Raises NotFoundError."""
+def find_conflict(engine: Engine, conflict_id: str) -> Any:
+    """The row of a conflict that waits. Raises NotFoundError."""
+    with engine.connect() as tx:
+        return _open_conflict(tx, conflict_id)
+
+
+def _open_conflict(tx: Connection, conflict_id: str) -> Any:
+    row = tx.execute(
+        select(s.conflict).where(s.conflict.c.id == _number(conflict_id, "c"), s.conflict.c.settled_at.is_(None))
+    ).one_or_none()
+    if row is None:
+        raise NotFoundError(f"no open conflict {conflict_id}; syncd conflicts --open lists them")
+    return row
+
+
+def settle_conflict(engine: Engine, conflict_id: str, answer: Answer, at: datetime) -> None:
+    """A person's word on a conflict: a side, or a third value for both. Carried out by the next run.
+
+    The word is kept with the two values that were shown, and stands only while they are there.
+    Raises NotFoundError, and AnswerError where a third value can never be given to both.
+    """
     with engine.begin() as tx:
-        row = tx.execute(
-            select(s.conflict).where(s.conflict.c.id == _number(conflict_id, "c"), s.conflict.c.settled_at.is_(None))
-        ).one_or_none()
-        if row is None:
-            raise NotFoundError(f"no open conflict {conflict_id}; syncd conflicts --open lists them")
-        tx.execute(
-            update(s.conflict)
-            .where(s.conflict.c.id == row.id)
-            .values(settled_at=at, decided=BY_PERSON, winner=str(winner))
-        )
+        row = _open_conflict(tx, conflict_id)
         link = tx.execute(
             select(s.link).where(
                 s.link.c.pair == row.pair,
@@ -262,15 +324,44 @@ def settle_conflict(engine: Engine, conflict_id: str, winner: Side, at: datetime
         ).one_or_none()
         if link is None:
             raise NotFoundError(f"conflict {conflict_id}: the two records are not linked any more")
+        settled: dict[str, object] = {"settled_at": at, "decided": BY_PERSON, "winner": str(answer)}
+        if isinstance(answer, Chosen):
+            _prove_takes(tx, row, link)
+            settled |= {"winner": "value", "chosen": {"is": show(answer.value)}}
+        tx.execute(update(s.conflict).where(s.conflict.c.id == row.id).values(settled))
+        word = keep_word(Word(answer, (row.left_value, row.right_value)))
         tx.execute(
             update(s.link)
             .where(s.link.c.id == link.id)
-            .values(settled={**link.settled, row.field: str(winner)}, next_attempt_at=None)
+            .values(settled={**link.settled, row.field: word}, next_attempt_at=None)
         )
 
 
+def _prove_takes(tx: Connection, row: Any, link: Any) -> None:
+    """Both records must be there and take a value in this field. Raises AnswerError saying which does not."""
+    if not row.field:
+        raise AnswerError(f"conflict c{row.id} is about a deletion, which has no third value: say propstreet or crm")
+    for side in Side:
+        id_ = link._mapping[f"{side}_id"]
+        seen = tx.execute(
+            select(s.sighting.c.facts).where(
+                s.sighting.c.pair == row.pair, s.sighting.c.kind == row.kind,
+                s.sighting.c.side == side, s.sighting.c.id == id_,
+            )
+        ).scalar_one_or_none()  # fmt: skip
+        locked = (seen if seen is not None else link._mapping[f"{side}_facts"]).get("locked", {})
+        if reason := locked.get(row.field) or locked.get("*"):
+            name = "propstreet" if side is Side.LEFT else row.pair.partition("/")[2]
+            raise AnswerError(f"{row.kind}/{name}:{id_} takes no {row.field}: {reason}")
+
+
 def answer_review(engine: Engine, review_id: str, answer: str, candidate: str | None, at: datetime) -> str:
-    """A person's answer: ``same`` as a candidate, ``never`` any of them, or ``create`` a new one. Returns the pair."""
+    """A person's answer, kept for good. Returns the pair. Raises NotFoundError and AnswerError.
+
+    ``same`` as a candidate links the two. ``never`` keeps the record apart from one candidate, or
+    from all: what is left is matched by the usual rules. ``create`` has a counterpart made for it,
+    whatever else it looks like.
+    """
     with engine.begin() as tx:
         row = tx.execute(
             select(s.match_review).where(
@@ -279,52 +370,80 @@ def answer_review(engine: Engine, review_id: str, answer: str, candidate: str | 
         ).one_or_none()
         if row is None:
             raise NotFoundError(f"no open review {review_id}; syncd reviews lists them")
-        if answer == "same" and candidate not in [each["id"] for each in row.candidates]:
-            known = ", ".join(each["id"] for each in row.candidates)
-            raise NotFoundError(f"review {review_id}: {candidate!r} is no candidate; they are {known}")
-        tx.execute(
-            update(s.match_review)
-            .where(s.match_review.c.id == row.id)
-            .values(answered_at=at, answer=answer, answered_with=candidate)
-        )
+        known = [each["id"] for each in row.candidates]
+        if candidate is not None and candidate not in known:
+            raise NotFoundError(f"review {review_id}: {candidate!r} is no candidate; they are {', '.join(known)}")
         if answer == "same":
-            _keep_apart_from_others(tx, row, str(candidate), at)
-        _strike_out(tx, row, [each["id"] for each in row.candidates if each["id"] != candidate], at)
-        # The record, and those it was held up with, are looked at anew; "same" links below.
-        ids = [row.record_id, *(each["id"] for each in row.candidates)]
-        tx.execute(
-            update(s.sighting)
-            .where(
-                s.sighting.c.pair == row.pair,
-                s.sighting.c.kind == row.kind,
-                s.sighting.c.id.in_(ids),
-                or_(s.sighting.c.state == "review", s.sighting.c.state == "excluded"),
+            _prove_free(tx, row, str(candidate))
+        named = [each for each in row.candidates if candidate is None or each["id"] == candidate]
+        rest = [each for each in row.candidates if each not in named]
+        if answer == "never" and rest:
+            _keep_apart(tx, row, named, at)
+            tx.execute(update(s.match_review).where(s.match_review.c.id == row.id).values(candidates=rest))
+        else:
+            tx.execute(
+                update(s.match_review)
+                .where(s.match_review.c.id == row.id)
+                .values(answered_at=at, answer=answer, answered_with=candidate if answer == "same" else None)
             )
-            .values(state="new", reason="")
-        )
+        if answer == "same" and rest:
+            # Having named one candidate, a person has said no to the others.
+            _keep_apart(tx, row, rest, at)
+        apart = rest if answer == "same" else named
+        strike_out(tx, row.pair, row.kind, Side(row.side), row.record_id, [each["id"] for each in apart], at)
+        look_anew(tx, row.pair, row.kind, [row.record_id, *known])
     return str(row.pair)
 
 
-def _keep_apart_from_others(tx: Connection, row: Any, chosen: str, at: datetime) -> None:
-    """Having named one candidate, a person has said no to the others."""
-    others = [each for each in row.candidates if each["id"] != chosen]
-    if others:
-        tx.execute(
-            insert(s.match_review).values(
-                pair=row.pair, kind=row.kind, side=row.side, record_id=row.record_id, candidates=others,
-                opened_at=row.opened_at, answered_at=at, answer="never",
-            )
-        )  # fmt: skip
+def _prove_free(tx: Connection, row: Any, candidate: str) -> None:
+    """A record that is linked already cannot be the same as a second one. Raises AnswerError."""
+    side = Side(row.side)
+    link = tx.execute(
+        select(s.link).where(
+            s.link.c.pair == row.pair, s.link.c.kind == row.kind, s.link.c[f"{side.other}_id"] == candidate
+        )
+    ).one_or_none()
+    if link is not None:
+        tenant = row.pair.partition("/")[0]
+        raise AnswerError(
+            f"{candidate} is linked to {link._mapping[f'{side}_id']} already; "
+            f"first: syncd apart {tenant} {link.left_id} {link.right_id} --kind {row.kind}"
+        )
 
 
-def _strike_out(tx: Connection, row: Any, apart: Sequence[str], at: datetime) -> None:
+def _keep_apart(tx: Connection, row: Any, candidates: Sequence[Mapping[str, Json]], at: datetime) -> None:
+    tx.execute(
+        insert(s.match_review).values(
+            pair=row.pair, kind=row.kind, side=row.side, record_id=row.record_id, candidates=candidates,
+            opened_at=row.opened_at, answered_at=at, answer="never",
+        )
+    )  # fmt: skip
+
+
+def look_anew(tx: Connection, pair: str, kind: str, ids: Sequence[str]) -> None:
+    """Records that waited for an answer, and those they were held up with, are matched again by the next run."""
+    tx.execute(
+        update(s.sighting)
+        .where(
+            s.sighting.c.pair == pair,
+            s.sighting.c.kind == kind,
+            s.sighting.c.id.in_(ids),
+            s.sighting.c.state.in_(["review", "excluded"]),
+        )
+        .values(state="new", reason="")
+    )
+
+
+def strike_out(
+    tx: Connection, pair: str, kind: str, side: Side, record_id: str, apart: Sequence[str], at: datetime
+) -> None:
     """Those that a person kept apart from a record need not be asked about it again; without candidates they close."""
     mirrors = select(s.match_review).where(
-        s.match_review.c.pair == row.pair, s.match_review.c.kind == row.kind, s.match_review.c.side != row.side,
+        s.match_review.c.pair == pair, s.match_review.c.kind == kind, s.match_review.c.side == side.other,
         s.match_review.c.record_id.in_(apart), s.match_review.c.answered_at.is_(None),
     )  # fmt: skip
     for mirror in tx.execute(mirrors).all():
-        left = [each for each in mirror.candidates if each["id"] != row.record_id]
+        left = [each for each in mirror.candidates if each["id"] != record_id]
         change = {"candidates": left} if left else {"answered_at": at}
         tx.execute(update(s.match_review).where(s.match_review.c.id == mirror.id).values(change))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -30,7 +30,8 @@ class Entry:
     """An operation in the journal.
 
     ``before`` is what the target held, for the fields it changes; ``source`` what the source held,
-    in its own words; ``precondition`` a digest of the target as it was planned against.
+    in its own words; ``precondition`` a digest of the target as it was planned against; ``because``
+    what decided each field, as ``core.why`` keeps it.
     """
 
     operation: Operation
@@ -39,6 +40,7 @@ class Entry:
     source: Values
     precondition: str | None
     conflicts: Sequence[Mapping[str, Json]] = ()
+    because: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
     id: int = 0
     state: str = "planned"
 
@@ -227,6 +229,7 @@ def _row(pair: str, plan_id: str, entry: Entry) -> dict[str, object]:
         "before": freeze(entry.before),
         "source": freeze(entry.source),
         "conflicts": list(entry.conflicts),
+        "because": {name: dict(ground) for name, ground in entry.because.items()},
         "why": op.why,
         "precondition": entry.precondition,
         "idempotency_key": entry.key,
@@ -263,6 +266,7 @@ def entry_of(row: Row) -> Entry:
         source=thaw(row["source"]),
         precondition=row["precondition"],
         conflicts=row["conflicts"],
+        because=row["because"],
         id=row["id"],
         state=row["state"],
     )

@@ -6,7 +6,7 @@ or writes: the store does.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final, Literal, TypeAlias
@@ -32,7 +32,13 @@ def _facts(record: Record) -> dict[str, Json]:
         "native": dict(record.native),
         "opaque": dict(record.opaque),
         "merged_into": record.merged_into,
+        "modified_by": record.modified_by,
     }
+
+
+def _telling(facts: Mapping[str, Json]) -> dict[str, Json]:
+    """The facts that are news when they change: what only comes back to the connector is none, nor who wrote."""
+    return {**facts, "opaque": None, "modified_by": None}
 
 
 def keys_held(record: Record) -> list[str]:
@@ -120,6 +126,7 @@ def record_of(kind: str, row: Row) -> Record:
         mark=row["mark"],
         version=row["version"],
         modified_at=row["modified_at"],
+        modified_by=facts.get("modified_by"),
         is_deleted=row["is_deleted"],
         merged_into=facts.get("merged_into"),
         locked=facts.get("locked", {}),
@@ -139,6 +146,7 @@ def base_record(kind: str, row: Row, side: Side) -> Record:
         refs=facts.get("refs", {}),
         version=row[f"{side}_version"],
         modified_at=row[f"{side}_modified_at"],
+        modified_by=facts.get("modified_by"),
         locked=facts.get("locked", {}),
         native=facts.get("native", {}),
         opaque=facts.get("opaque", {}),
@@ -169,7 +177,7 @@ def _differs(row: Row, record: Record) -> bool:
         row["values"] != freeze(record.values)
         or row["is_deleted"] != record.is_deleted
         or row["mark"] != record.mark
-        or {**row["facts"], "opaque": None} != {**_facts(record), "opaque": None}
+        or _telling(row["facts"]) != _telling(_facts(record))
     )
 
 
@@ -204,8 +212,7 @@ def news(
     is_told = tells(base, base_refs(link, side), record, counts, is_new_refs=not record.refs)
     is_heard = all(name in base for name in record.values if name in counts)
     if is_told or (is_exact and is_same_version and is_heard and sighting is None):
-        facts = {**link[f"{side}_facts"], "opaque": None}
-        if facts != {**_facts(record), "opaque": None}:
+        if _telling(link[f"{side}_facts"]) != _telling(_facts(record)):
             return "keep"
         if sighting is not None and (sighting["is_deleted"] or link["state"] != LinkState.IN_STEP):
             return "keep"  # restored, or back at its base: whatever waited for that is to be looked at

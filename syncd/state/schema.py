@@ -187,7 +187,7 @@ match_review = Table(
     Column("answer", Text),
     Column("answered_with", Text),
     CheckConstraint(_SIDES, name="side"),
-    CheckConstraint("answer IN ('same', 'never', 'create')", name="answer"),
+    CheckConstraint("answer IN ('same', 'never', 'create', 'apart')", name="answer"),
     Index(
         "uq_match_review_open", "pair", "kind", "side", "record_id", unique=True,
         postgresql_where=text("answered_at IS NULL"),

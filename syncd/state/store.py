@@ -11,13 +11,16 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Literal
+from enum import Enum
+from typing import Final, Literal
 
 from syncd.core.mapping import freeze, instant
-from syncd.core.match import Review, Suspect
+from syncd.core.match import Answers, Review, Suspect
+from syncd.core.merge import Word
 from syncd.core.model import FIELDS, RELATIONS, Address, Json, LinkState, Record, Side, Value
 from syncd.core.plan import Sighted
 from syncd.core.watermark import advance
+from syncd.core.why import keep_word, recall_word
 from syncd.state.lease import Lease
 from syncd.state.news import (
     base_record,
@@ -52,7 +55,7 @@ class LinkRow:
     state: LinkState
     reason: str
     is_marked: bool
-    settled: Mapping[str, Side]
+    settled: Mapping[str, Word]
     moved: frozenset[Side]
     next_attempt_at: datetime | None
     since: Mapping[Side, datetime] = field(default_factory=dict)
@@ -62,6 +65,15 @@ class LinkRow:
 
     def side(self, side: Side) -> Sighted:
         return self.left if side is Side.LEFT else self.right
+
+
+class Unmoved(Enum):
+    """In place of a half of the base: that side's half stays as it is."""
+
+    UNMOVED = "unmoved"
+
+
+UNMOVED: Final = Unmoved.UNMOVED
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,12 +428,19 @@ class Store:
         with self.transaction():
             self.rows.save_sightings([sighting_row(self.pair, side, record, True, None, at)])
 
-    def never(self, kind: str) -> frozenset[tuple[str, str]]:
-        """Pairs (left id, right id) that a person kept apart for good."""
-        return frozenset(
-            (row["record_id"], each["id"]) if row["side"] == Side.LEFT else (each["id"], row["record_id"])
-            for row in self.rows.answered(kind, ("never", "create"))
+    def answers(self, kind: str) -> Answers:
+        """What people said, for good, about which records of a kind are not the same."""
+        told = [
+            (row["answer"], Side(row["side"]), row["record_id"], each["id"])
+            for row in self.rows.answered(kind, ("never", "create", "apart"))
             for each in row["candidates"]
+        ]
+        made = frozenset((side, own) for answer, side, own, _ in told if answer == "create")
+        ended = [(side, own, other) for answer, side, own, other in told if answer == "apart"]
+        return Answers(
+            never=frozenset((own, other) if side is Side.LEFT else (other, own) for _, side, own, other in told),
+            made=made,
+            ended=frozenset((own, other) if side is Side.LEFT else (other, own) for side, own, other in ended),
         )
 
     def chosen(self, kind: str) -> list[tuple[str, str]]:
@@ -517,7 +536,7 @@ class Store:
     def settle(
         self,
         link: LinkRow,
-        agreed: Mapping[str, tuple[Value, Value]],
+        agreed: Mapping[str, tuple[Value | Unmoved, Value | Unmoved]],
         seen: Mapping[Side, Record],
         *,
         state: LinkState,
@@ -528,20 +547,21 @@ class Store:
         """Move the base for the fields that both sides agree on: field -> (left half, right half).
 
         ``seen`` is what each side is known to hold now. A sighting stays only while it holds
-        something that its base does not. Nothing is written if nothing changes.
+        something that its base does not. ``forget`` names fields of which a person's word is done
+        with. Nothing is written if nothing changes.
         """
         with self.transaction():
             changes: dict[str, object] = {}
             for side, at in ((Side.LEFT, 0), (Side.RIGHT, 1)):
-                halves = {name: both[at] for name, both in agreed.items()}
+                halves = {name: half for name, both in agreed.items() if not isinstance(half := both[at], Unmoved)}
                 changes |= self._settle_side(link, side, halves, seen.get(side))
             if state != link.state or reason != link.reason:
                 changes |= {"state": state, "reason": reason}
             if is_marked is not None and is_marked != link.is_marked:
                 changes["is_marked"] = is_marked
-            kept = {name: side for name, side in link.settled.items() if name not in set(forget)}
+            kept = {name: word for name, word in link.settled.items() if name not in set(forget)}
             if kept != dict(link.settled):
-                changes["settled"] = kept
+                changes["settled"] = {name: keep_word(word) for name, word in kept.items()}
             if link.next_attempt_at is not None and state is not LinkState.DEAD:
                 changes |= {"next_attempt_at": None, "attempts": 0}
             if changes:
@@ -608,6 +628,17 @@ class Store:
             self.drop_links(kind, left_ids=[link.left.record.id])
             self.shelve(side, kind, {link.side(side).record.id: ("retired", reason)})
 
+    def part(self, kind: str, link: LinkRow, verdicts: Mapping[Side, tuple[str, str]], at: datetime) -> None:
+        """End a link; both records stay, as new ones unless there is a verdict (state, reason) on their side."""
+        with self.transaction():
+            right = replace(link.right.record, mark=link.left.record.id) if link.is_marked else link.right.record
+            for side, record in ((Side.LEFT, link.left.record), (Side.RIGHT, right)):
+                if side not in link.moved:
+                    self.keep(side, record, at)
+            self.drop_links(kind, left_ids=[link.left.record.id])
+            for side, verdict in verdicts.items():
+                self.shelve(side, kind, {link.side(side).record.id: verdict})
+
     def retired(self, side: Side, kind: str) -> list[Record]:
         """Records of one side that must go because the other side's record names others now."""
         return [record_of(kind, row) for row in self.rows.retired(side, kind)]
@@ -651,8 +682,19 @@ class Store:
         winner: Side | None,
         at: datetime,
     ) -> None:
-        """Keep both values of a conflict. One that waits for a person is written once, and again only if it changes."""
+        """Keep both values of a conflict, and who moved them and when as far as their systems tell.
+
+        One that waits for a person is written once, and again only if it changes.
+        """
         values: dict[str, object] = {"base": base, "left_value": left_value, "right_value": right_value}
+        movers = {
+            f"{side}_{name}": moved
+            for side in Side
+            for name, moved in (
+                ("at", link.side(side).record.modified_at),
+                ("by", link.side(side).record.modified_by),
+            )
+        }
         settled = {"decided": decided, "winner": winner, "settled_at": at} if decided else {}
         with self.transaction():
             waiting = [row for row in self._open_conflicts(link) if row["field"] == field]
@@ -660,11 +702,12 @@ class Store:
                 self.rows.insert_conflict(
                     {
                         "pair": self.pair, "run": run_id, "kind": link.kind, "left_id": link.left.record.id,
-                        "right_id": link.right.record.id, "field": field, "opened_at": at, **values, **settled,
+                        "right_id": link.right.record.id, "field": field, "opened_at": at,
+                        **values, **movers, **settled,
                     }
                 )  # fmt: skip
             elif settled or any(waiting[0][name] != value for name, value in values.items()):
-                self.rows.update_conflicts([waiting[0]["id"]], {**values, **settled})
+                self.rows.update_conflicts([waiting[0]["id"]], {**values, **movers, **settled})
 
     def close_conflicts(self, link: LinkRow, open_fields: Iterable[str], at: datetime) -> None:
         """Conflicts of this link that waited and are none any more were settled by the two sides themselves."""
@@ -698,7 +741,7 @@ def _link_row(kind: str, row: Joined) -> LinkRow:
         state=LinkState(link["state"]),
         reason=link["reason"],
         is_marked=link["is_marked"],
-        settled={name: Side(side) for name, side in link["settled"].items()},
+        settled={name: recall_word(kept) for name, kept in link["settled"].items()},
         moved=frozenset(seen),
         next_attempt_at=link["next_attempt_at"],
         since={side: row["seen_at"] for side, row in seen.items()},

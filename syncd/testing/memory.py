@@ -148,7 +148,8 @@ class MemorySystem:
         at = self.now()
         self._serial += 1
         before = self.records[record.kind].get(record.id)
-        new = replace(record, version=f"v{self._serial}", modified_at=at)
+        by = "somebody" if by_person else None
+        new = replace(record, version=f"v{self._serial}", modified_at=at, modified_by=by)
         delay = self.late if by_person else timedelta(0)
         self.records[record.kind][record.id] = Stored(
             new, at + delay, at + delay + self.lag, before.record if before else None

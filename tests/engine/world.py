@@ -13,6 +13,7 @@ import structlog
 from sqlalchemy import Engine, select
 
 from syncd.core.guard import Limits
+from syncd.core.merge import Answer
 from syncd.core.model import KINDS, Side
 from syncd.core.plan import KindRules, OnDelete, When
 from syncd.engine.context import Context, PairRules, Report, System
@@ -78,8 +79,8 @@ class PostgresState:
     def release(self, lease: Lease) -> None:
         release(self.engine, lease)
 
-    def settle_conflict(self, conflict_id: int, winner: Side, at: datetime) -> None:
-        desk.settle_conflict(self.engine, f"c{conflict_id}", winner, at)
+    def settle_conflict(self, conflict_id: int, answer: Answer, at: datetime) -> None:
+        desk.settle_conflict(self.engine, f"c{conflict_id}", answer, at)
 
     def answer_review(self, review_id: int, answer: str, candidate: str | None, at: datetime) -> None:
         desk.answer_review(self.engine, f"r{review_id}", answer, candidate, at)

@@ -19,8 +19,10 @@ from typing import Any, Final, Literal, TypeAlias
 
 from sqlalchemy import CheckConstraint, Table
 
-from syncd.core.merge import BY_PERSON
+from syncd.core.mapping import show
+from syncd.core.merge import BY_PERSON, Answer, Chosen, Word
 from syncd.core.model import KINDS, Address, Side, Verb
+from syncd.core.why import keep_word
 from syncd.errors import LeaseLostError, NotFoundError
 from syncd.state import schema as s
 from syncd.state.lease import TTL_SECONDS, Lease
@@ -323,27 +325,36 @@ class MemoryState:
 
     # --- a person's answers, as in syncd/state/desk.py --------------------------------
 
-    def settle_conflict(self, conflict_id: int, winner: Side, at: datetime) -> None:
+    def settle_conflict(self, conflict_id: int, answer: Answer, at: datetime) -> None:
         """A person's word on a conflict; carried out by the next run."""
         with self.changing(self):
             row = self.conflict.rows[conflict_id]
-            self.conflict.change(row, {"settled_at": at, "decided": BY_PERSON, "winner": str(winner)})
+            settled: dict[str, object] = {"settled_at": at, "decided": BY_PERSON, "winner": str(answer)}
+            if isinstance(answer, Chosen):
+                settled |= {"winner": "value", "chosen": {"is": show(answer.value)}}
+            self.conflict.change(row, settled)
             link = self.link.one("left", row["kind"], row["left_id"])
             if link is None or link["right_id"] != row["right_id"]:
                 raise NotFoundError(f"conflict {conflict_id}: the two records are not linked any more")
-            settled = {**link["settled"], row["field"]: str(winner)}
-            self.link.change(link, {"settled": settled, "next_attempt_at": None})
+            word = keep_word(Word(answer, (row["left_value"], row["right_value"])))
+            self.link.change(link, {"settled": {**link["settled"], row["field"]: word}, "next_attempt_at": None})
 
     def answer_review(self, review_id: int, answer: str, candidate: str | None, at: datetime) -> None:
-        """A person's answer: ``same`` as a candidate, ``never`` any of them, or ``create`` a new one."""
+        """A person's answer: ``same`` as a candidate, ``never`` it or any of them, or ``create`` a new one."""
         with self.changing(self):
             row = self.match_review.rows[review_id]
-            others = [each for each in row["candidates"] if each["id"] != candidate]
-            self.match_review.change(row, {"answered_at": at, "answer": answer, "answered_with": candidate})
-            if answer == "same" and others:
-                apart = {"candidates": others, "answered_at": at, "answer": "never"}
-                self.match_review.add({**row, "id": None, **apart})
-            self._strike_out(row, {each["id"] for each in others}, at)
+            named = [each for each in row["candidates"] if candidate in (None, each["id"])]
+            rest = [each for each in row["candidates"] if each not in named]
+            never = {"answered_at": at, "answer": "never"}
+            if answer == "never" and rest:
+                self.match_review.add({**row, "id": None, "candidates": named, **never})
+                self.match_review.change(row, {"candidates": rest})
+            else:
+                chosen = candidate if answer == "same" else None
+                self.match_review.change(row, {"answered_at": at, "answer": answer, "answered_with": chosen})
+            if answer == "same" and rest:
+                self.match_review.add({**row, "id": None, "candidates": rest, **never})
+            self._strike_out(row, {each["id"] for each in (rest if answer == "same" else named)}, at)
             for side in Side:
                 for id_ in (row["record_id"], *(each["id"] for each in row["candidates"])):
                     seen = self.sighting.rows.get((side, row["kind"], id_))

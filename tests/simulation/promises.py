@@ -13,6 +13,7 @@ from typing import Any
 from syncd.core.mapping import same, show, thaw
 from syncd.core.merge import Flow, Policy
 from syncd.core.model import FIELDS, KINDS, RELATIONS, Side, Value
+from syncd.state.explain import unexplained
 from tests.simulation.vendors import PERSON, READ_ONLY_LEFT, STAGES, USED, Manner, Row, Vendor
 from tests.simulation.world import Simulation
 
@@ -29,7 +30,17 @@ def broken(simulation: Simulation) -> list[str]:
     found += _nothing_twice(book)
     found += _state_behind_the_world(book)
     found += _minimal_writes(book)
+    found += _explained(book)
     return found
+
+
+def _explained(book: _Book) -> Iterator[str]:
+    """Each write tells why, and its decision, made again from what was kept of it, gives the same value."""
+    for row in book.changes:
+        if not row["because"]:
+            yield f"explained: {row['verb']} of {row['kind']} {row['field']} on {row['side']} has no ground"
+    for each in unexplained(book.changes):
+        yield f"explained: {each['verb']} of {each['kind']} {each['field']} on {each['side']} comes out otherwise"
 
 
 def _termination(simulation: Simulation) -> Iterator[str]:

@@ -491,6 +491,7 @@ class Twins:
             lambda: self.answer(),
             lambda: self.tell("update_run", self.a_run(), {"state": "done", "counts": {self.one("a waived"): 1}}),
             lambda: self.tell("discard_plans", self.at()),
+            lambda: self.tell("abandon_plans", self.at(), pick([None, "p"])),
             lambda: self.tell("bring_back_visits", self.side(), self.kind(), self.at(), self.at()),
         ]
         pick(rare if self.flag(0.2) else changes)()
