@@ -522,7 +522,11 @@ class Twins:
         waiting = [row for row in self.states[1].dump("match_review") if row["answered_at"] is None]
         if waiting:
             row, at = self.random.choice(waiting), self.at()
-            answer = self.one("same same never create")
+            other = f"{Side(row['side']).other}_id"
+            taken = [each[other] for each in self.states[1].dump("link") if each["kind"] == row["kind"]]
+            # Nobody may name one that is linked already.
+            answers = "never create" if row["candidates"][0]["id"] in taken else "same same never create"
+            answer = self.one(answers)
             for state in self.states:
                 state.answer_review(row["id"], answer, row["candidates"][0]["id"] if answer == "same" else None, at)
 
