@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import syncd.cli.repair  # noqa: F401 - its commands join the group
 from syncd.cli.commands import cli
 
 

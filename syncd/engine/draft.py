@@ -35,6 +35,7 @@ class Draft:
     plan_id: str | None = None
     census: Census = field(default_factory=Census)
     by_kind: dict[str, int] = field(default_factory=dict)
+    is_undo: bool = False
     _buffer: list[Entry] = field(default_factory=list)
 
     def add(self, operation: Operation, before: Mapping[str, Value], source: Record | None, target: Record | None,
@@ -70,7 +71,7 @@ class Draft:
         """The plan's id; from now on there is one, be it empty."""
         if self.plan_id is None:
             self.plan_id = self.ctx.new_id()
-            self.ctx.journal.open_plan(self.plan_id, self.ctx.run_id, self.ctx.now())
+            self.ctx.journal.open_plan(self.plan_id, self.ctx.run_id, self.ctx.now(), is_undo=self.is_undo)
         return self.plan_id
 
 
@@ -464,7 +465,7 @@ def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record]) 
     is_marking = side is Side.RIGHT and ctx.systems[side].kind(kind).can_mark
     for record in _primary_first(records):
         answer = welcome(
-            replace(record, values=_for_a_create(ctx, side, record, vocabulary)),
+            replace(record, values=for_a_create(ctx, side, record, vocabulary)),
             side,
             ctx.fields(kind),
             ctx.rules.kinds[kind],
@@ -487,7 +488,7 @@ def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record]) 
     ctx.store.shelve(side, kind, verdicts)
 
 
-def _for_a_create(
+def for_a_create(
     ctx: Context, side: Side, record: Record, vocabulary: Mapping[str, Mapping[str, str]]
 ) -> Mapping[str, Value]:
     """A newcomer's values as its counterpart on the other side can be given them."""
