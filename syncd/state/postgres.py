@@ -500,7 +500,7 @@ class PostgresRows:
 
     def deletes_since(self, at: datetime) -> dict[tuple[str, Side], int]:
         log, run = s.change_log.c, s.run.c
-        own = case((log.side == Side.LEFT, log.left_id), else_=log.right_id)
+        own = func.coalesce(case((log.side == Side.LEFT, log.left_id), else_=log.right_id), "")
         is_own = and_(run.id == log.run, run.reason.in_(["run", "backfill"]), ~run.counts.has_key("waived"))
         query = (
             select(log.kind, log.side, func.count(own.distinct()))
@@ -547,10 +547,10 @@ class PostgresRows:
         self._writing.execute(update(s.plan).where(s.plan.c.id == plan_id).values(changes))
 
     def discard_plans(self, at: datetime) -> None:
-        undos = select(s.run.c.id).where(s.run.c.pair == self.pair, s.run.c.reason == "undo")
+        is_undo = exists().where(s.run.c.id == s.plan.c.run, s.run.c.reason == "undo")
         self._writing.execute(
             update(s.plan)
-            .where(s.plan.c.pair == self.pair, s.plan.c.state == "open", s.plan.c.run.not_in(undos))
+            .where(s.plan.c.pair == self.pair, s.plan.c.state == "open", ~is_undo)
             .values(state="discarded", ended_at=at)
         )
 

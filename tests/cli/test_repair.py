@@ -97,7 +97,7 @@ def test_records_that_a_run_made_are_archived_and_stay_away(desk: Desk, connecto
     assert side(pair, "crm") == {name: rows for name, rows in before.items() if name.startswith("crm")}
     assert syncd("run", "nordhaus").out.splitlines()[1] == "  nothing to do; both sides are in step"
     excluded = syncd("status", "nordhaus", "--excluded", "--json").json()
-    assert [each["reason"] for each in excluded] == [f"its counterpart was undone with run {newest['run']}"]
+    assert [each["reason"] for each in excluded] == [f"held still: its counterpart was undone with run {newest['run']}"]
 
 
 def test_an_unknown_run_is_refused_by_name(desk: Desk) -> None:

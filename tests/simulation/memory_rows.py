@@ -693,7 +693,7 @@ class MemoryRows:
             run = self._t.run.rows.get(row["run"])
             is_own = run is not None and run["reason"] in ("run", "backfill") and "waived" not in run["counts"]
             if is_own and row["verb"] == "delete" and row["at"] > at:
-                found.add((row["kind"], Side(row["side"]), row[f"{row['side']}_id"]))
+                found.add((row["kind"], Side(row["side"]), row[f"{row['side']}_id"] or ""))
         return dict(Counter((kind, side) for kind, side, _ in found))
 
     # --- holds ------------------------------------------------------------------------
@@ -733,7 +733,9 @@ class MemoryRows:
 
     def discard_plans(self, at: datetime) -> None:
         for row in self._t.plan.find("state", "open"):
-            self._t.plan.change(row, {"state": "discarded", "ended_at": at})
+            run = self._t.run.rows.get(row["run"])
+            if run is None or run["reason"] != "undo":
+                self._t.plan.change(row, {"state": "discarded", "ended_at": at})
 
     def abandon_plans(self, at: datetime, but: str | None) -> None:
         left = [*self._t.plan.find("state", "applying"), *self._t.plan.find("state", "open")]
