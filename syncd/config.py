@@ -686,6 +686,24 @@ def _fit(name: str, length: int) -> str:
     return re.sub(r"[^a-z0-9_-]", "-", name.lower())[:length]
 
 
+class AuditConfig(_Strict):
+    """How often both sides are compared with what is remembered of them, in the background."""
+
+    enabled: Flag = Field(default=True, description="Whether to audit this tenant in the background at all.")
+    every: Duration = Field(
+        default=timedelta(days=7),
+        description="How often each kind of each pair has its turn: 12h, 7d.",
+        json_schema_extra={"default": "7d"},
+    )
+    share: float = Field(
+        default=0.05,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="How much of the vendors' quotas an audit may use beside the runs, 0 to 1.",
+    )
+
+
 class TenantConfig(_Strict):
     """One tenant: its Propstreet account and its pairs."""
 
@@ -701,6 +719,9 @@ class TenantConfig(_Strict):
         default=timedelta(hours=24),
         description="How often to compare both sides in full, for what no listing of changes shows: 6h, 1d.",
         json_schema_extra={"default": "24h"},
+    )
+    audit: AuditConfig = Field(
+        default=AuditConfig(), description="The audit in the background; syncd audit does the same at once."
     )
     _file: Path = PrivateAttr(default=Path())
 

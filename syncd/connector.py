@@ -169,6 +169,7 @@ class KindCapability:
     ``can_restore``: updating a deleted record brings it back. ``is_swept``:
     a child kind without a clock of its own, so that only a sweep shows its changes. ``one_per``:
     the kind of reference that can have only one record of this kind (one company per contact).
+    ``restored_by_hand``: how a person brings back a deleted record there, if one can.
     ``rides_on``: the kind of reference whose record keeps fields of this kind (a contact its job
     title): a create of that one is told of those about to follow, as its ``riders``.
     """
@@ -183,6 +184,7 @@ class KindCapability:
     is_current: bool = False
     can_mark: bool = True
     can_restore: bool = False
+    restored_by_hand: str = ""
     is_swept: bool = False
     one_per: str | None = None
     rides_on: str | None = None

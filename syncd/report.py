@@ -10,11 +10,14 @@ from typing import Any
 import click
 from sqlalchemy import Engine
 
+from syncd.core.audit import Difference
+from syncd.core.mapping import show
 from syncd.core.model import KINDS, Side
+from syncd.state.history import RunRow
 from syncd.state.journal import describe, find_plan, read_entries
-from syncd.wiring import Result
+from syncd.wiring import Audited, Result
 
-#: Operations that a saved plan shows one by one on a terminal.
+#: Lines of one list that a terminal is shown; ``--json`` has them all.
 SHOWN = 20
 #: So much of a plan's id tells it from others where it is named a second time.
 BRIEF = 8
@@ -149,6 +152,118 @@ def _print_groups(document: Mapping[str, Any], pair: str) -> bool:
         told = ", ".join(f"{name} {count}" for name, count in sorted(fields.items(), key=lambda item: -item[1])[:6])
         click.echo(f"  {verb:<10}{f'{where} {kind}':<{_what_width(pair)}}{len(operations):>8,}    {told}".rstrip())
     return bool(groups)
+
+
+def undo_document(engine: Engine, result: Result, run: RunRow, *, is_applied: bool) -> dict[str, Any]:
+    """What takes a run back, as JSON: the plan, the brakes that hold it, and what is left with its reason."""
+    row = find_plan(engine, result.plan_id) if result.plan_id is not None else None
+    return {
+        "undo": run.id,
+        "state": result.state,
+        "message": result.message,
+        "applied": is_applied and result.state == "done",
+        **plan_document(engine, result),
+        "brakes": list(row.reasons) if row is not None else [],
+        "left": [
+            {
+                "kind": each.kind,
+                "side": _SIDES[each.side],
+                "propstreet": each.left_id,
+                "crm": each.right_id,
+                "field": each.field or None,
+                "reason": each.reason,
+            }
+            for each in result.leftovers
+        ],
+    }
+
+
+def print_undo(result: Result, document: Mapping[str, Any]) -> None:
+    """What takes a run back, as a person reads it: the plan, then what is left."""
+    click.echo(f"{result.tenant}   propstreet <> {result.pair}   undo of run {document['undo']}")
+    if result.state in ("failed", "busy", "resting"):
+        click.echo(f"  {result.message}")
+        return
+    _print_groups(document, result.pair)
+    for each in document["left"][:SHOWN]:
+        click.echo(f"  left      {_named(each, result.pair)}   {each['reason']}")
+    if len(document["left"]) > SHOWN:
+        click.echo(f"  left      {len(document['left']) - SHOWN:,} more; --json names all")
+    for reason in document["brakes"]:
+        click.echo(f"  brake     {reason}")
+    if not document["operations"]:
+        click.echo("Nothing is to be written.")
+    elif document["applied"]:
+        click.echo("Done. Links that the run made stay.")
+    else:
+        click.echo(f"Nothing was written. Carry it out with: syncd apply {document['plan']}")
+
+
+def _named(each: Mapping[str, Any], pair: str) -> str:
+    refs = [f"{name}:{id_}" for name, id_ in (("propstreet", each["propstreet"]), (pair, each["crm"])) if id_]
+    return " ".join([each["kind"], *refs, *([each["field"]] if each["field"] else [])])
+
+
+def audit_document(audited: Audited, *, has_values: bool) -> dict[str, Any]:
+    """What an audit came to, as JSON; values only if asked for."""
+
+    def told(each: Difference) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "kind": each.kind,
+            "propstreet": each.left_id,
+            "crm": each.right_id,
+            "field": each.field or None,
+            "side": _SIDES[each.side] if each.side is not None else None,
+            "reason": each.reason,
+        }
+        values = {"propstreet_value": show(each.left), "crm_value": show(each.right)}
+        return row | values if has_values else row
+
+    return {
+        "tenant": audited.tenant,
+        "pair": audited.pair,
+        "kinds": {kind: tally.as_json() for kind, tally in audited.kinds.items()},
+        "unexplained": [told(each) for each in audited.unexplained],
+        "api_calls": dict(audited.made),
+    }
+
+
+def print_audit(audited: Audited, *, has_values: bool) -> None:
+    """What an audit came to: counts by kind and known reason, then what nothing explains and what helps."""
+    click.echo(f"{audited.tenant}   propstreet <> {audited.pair}   audit")
+    for kind, tally in audited.kinds.items():
+        click.echo(f"  {kind:<14}{tally.identical:>9,} identical")
+        for reason, count in sorted(tally.known.items()):
+            click.echo(f"  {'':<14}{count:>9,} {reason}")
+        if tally.unexplained:
+            click.echo(f"  {'':<14}{tally.unexplained:>9,} unexplained")
+    document = audit_document(audited, has_values=has_values)
+    for each in document["unexplained"][:SHOWN]:
+        where = f" ({audited.pair if each['side'] == 'crm' else each['side']})" if each["side"] else ""
+        values = f"   {each['propstreet_value']!r} | {each['crm_value']!r}" if has_values else ""
+        click.echo(f"  unexplained   {_named(each, audited.pair)}   {each['reason']}{where}{values}")
+    more = len(document["unexplained"]) - SHOWN
+    if more > 0:
+        click.echo(f"  unexplained   {more:,} more; --json names all")
+    if document["unexplained"]:
+        click.echo(f"Compare anew with: syncd backfill {audited.tenant} --dry-run")
+    else:
+        click.echo("Nothing is unexplained.")
+
+
+def print_runs(found: Sequence[Mapping[str, Any]]) -> None:
+    """Runs, one a line."""
+    for each in found:
+        where = f"{each['tenant']}/{each['pair']}"
+        head = f"{each['run']}   {each['started_at'][:19]}Z   {where}   {each['reason']} {each['state']}"
+        wrote = ", ".join(
+            f"{verb} {sum(sides.values()):,} {kind}"
+            for verb, kinds in each["wrote"].items()
+            for kind, sides in kinds.items()
+        )
+        click.echo(f"{head}   {wrote or each['message']}".rstrip())
+    if not found:
+        click.echo("nothing has run yet; start with: syncd run TENANT")
 
 
 def print_status(each: Mapping[str, Any]) -> None:

@@ -2,13 +2,15 @@
 
 Every pair has one job that runs at its own interval, never twice at once; the lease keeps other
 processes off. Tenants' files are read again every minute: a new one starts, a removed one stops,
-a broken one leaves its last good version running and is reported once.
+a broken one leaves its last good version running and is reported once. Beside the runs, one kind
+of one pair at a time is audited, the one that waited longest.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
@@ -16,11 +18,14 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from syncd.config import Configuration, PairConfig, TenantConfig, load
+from syncd.core.audit import Turn, due
 from syncd.errors import ConfigError, SyncdError
-from syncd.state import pairs
-from syncd.wiring import Service, run_pair
+from syncd.state import audits, pairs
+from syncd.wiring import Service, audit_pair, run_pair
 
 RELOAD_SECONDS = 60
+#: How often somebody looks whose turn it is to be audited.
+AUDIT_SECONDS = 60
 
 
 class Schedule:
@@ -33,8 +38,9 @@ class Schedule:
         self._jobs: dict[str, str] = {}
         self._reported: frozenset[str] = frozenset()
         self._last: Configuration | None = None
+        self._tried: dict[tuple[str, str], datetime] = {}
         self.scheduler = BackgroundScheduler(
-            executors={"default": ThreadPoolExecutor(service.workers)},
+            executors={"default": ThreadPoolExecutor(service.workers), "audits": ThreadPoolExecutor(1)},
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
             timezone="UTC",
         )
@@ -44,6 +50,7 @@ class Schedule:
         if not self.reload():
             raise ConfigError(f"no usable tenant in {self._folder}; run: syncd config check")
         self.scheduler.add_job(self.reload, "interval", seconds=RELOAD_SECONDS, id="reload")
+        self.scheduler.add_job(self.audit, "interval", seconds=AUDIT_SECONDS, id="audit", executor="audits")
         self.scheduler.start()
 
     def reload(self) -> int:
@@ -91,6 +98,56 @@ class Schedule:
                 run_pair(self._service, tenant, pair, "run", is_sweep=False, visits=pair.visits, is_scheduled=True)
         except SyncdError as exc:
             self._log.error("run.failed", tenant=tenant.tenant, pair=pair.name, problem=str(exc))
+
+    def audit(self) -> Turn | None:
+        """Audit the one kind of one pair whose turn it is, if any; a pair that is running now is left alone.
+
+        No lease is taken, so that a run may begin meanwhile: it goes ahead as ever, beside a reader at its small share.
+        """
+        now = self._service.now()
+        found = {f"{t.tenant}/{p.name}": (t, p) for t in self._audited() for p in t.pairs}
+        turn = due((turn for t, p in found.values() for turn in self._turns(t, p, now)), now)
+        if turn is None:
+            return None
+        tenant, pair = found[turn.pair]
+        self._tried[turn.pair, turn.kind] = now
+        try:
+            audit_pair(self._service, tenant, pair, kinds=[turn.kind], share=tenant.audit.share)
+        except SyncdError as exc:
+            self._log.error("audit.failed", tenant=tenant.tenant, pair=pair.name, kind=turn.kind, problem=str(exc))
+        return turn
+
+    def _audited(self) -> list[TenantConfig]:
+        tenants = self._last.tenants if self._last is not None else ()
+        return [tenant for tenant in tenants if tenant.enabled and tenant.audit.enabled]
+
+    def _turns(self, tenant: TenantConfig, pair: PairConfig, now: datetime) -> list[Turn]:
+        """The kinds of a pair; none of one that never ran, waits for a person, or asked to be left alone."""
+        pair_id = f"{tenant.tenant}/{pair.name}"
+        try:
+            known = pairs.find(self._service.engine, pair_id)
+        except SyncdError:
+            return []
+        waits = known.approved_at is None or known.halted_reason is not None or known.paused_at is not None
+        if waits or pairs.resting_until(self._service.engine, pair_id, now) is not None:
+            return []
+        is_busy = known.leased_until is not None and known.leased_until > now
+        audited = audits.last_audits(self._service.engine)
+        return [
+            Turn(
+                pair_id,
+                kind,
+                tenant.audit.every,
+                audited.get((pair_id, kind)),
+                is_busy or self._failed(pair_id, kind, now),
+            )
+            for kind in pair.kinds
+        ]
+
+    def _failed(self, pair_id: str, kind: str, now: datetime) -> bool:
+        """Whether an audit was tried so short a time ago that another attempt would be no use."""
+        tried = self._tried.get((pair_id, kind))
+        return tried is not None and now - tried < timedelta(hours=1)
 
     def _is_paused(self, pair_id: str) -> bool:
         try:

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -34,11 +34,14 @@ from syncd.connector import (
     Secret,
     load,
 )
+from syncd.core.audit import Difference
 from syncd.core.model import Side
 from syncd.core.plan import KindRules, When
+from syncd.core.undo import Leftover
+from syncd.engine.audit import Tally, audit
 from syncd.engine.context import Context, PairRules, Report, System
 from syncd.engine.retry import Courier, Patience
-from syncd.engine.run import Order, Reason, execute, execute_plan
+from syncd.engine.run import Order, Reason, execute, execute_plan, execute_undo
 from syncd.errors import (
     ConfigError,
     HaltedError,
@@ -48,7 +51,8 @@ from syncd.errors import (
     StoppedError,
     SyncdError,
 )
-from syncd.state import embedded, lease, migrate, pairs
+from syncd.state import audits, embedded, history, lease, migrate, pairs
+from syncd.state.history import RunRow
 from syncd.state.journal import Journal
 from syncd.state.postgres import PostgresRows
 from syncd.state.store import Store
@@ -81,7 +85,7 @@ class Service:
     workers: int = 4
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set it, and every run ends before its next call; what it has in hand is settled."""
-    _opened: dict[tuple[str, str, bool], _Opened] = field(default_factory=dict)
+    _opened: dict[tuple[str, str, bool, float | None], _Opened] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def close(self) -> None:
@@ -162,6 +166,11 @@ class Result:
     write_calls: int = 0
     is_config: bool = False
 
+    @property
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """What an undo left as it is."""
+        return tuple(self.report.leftovers)
+
 
 def settings_of(tenant: TenantConfig, pair: PairConfig, side: Side) -> ConnectionSettings:
     """What a connector is told of a tenant's file."""
@@ -212,12 +221,14 @@ def _placed(tenant: TenantConfig, pair: PairConfig) -> Iterator[None]:
         raise ConfigError(f"{tenant.file}: pair {pair.name}: {exc}") from exc
 
 
-def _open(service: Service, tenant: TenantConfig, pair: PairConfig, *, is_dry: bool) -> _Opened:
+def _open(
+    service: Service, tenant: TenantConfig, pair: PairConfig, *, is_dry: bool, share: float | None = None
+) -> _Opened:
     """The pair's connectors: those of its last run, or new ones where settings, credentials or an hour have passed.
 
     A connector reads its account's schema once, so that only a new one sees what changed there.
     """
-    key = (tenant.tenant, pair.name, is_dry)
+    key = (tenant.tenant, pair.name, is_dry, share)
     fingerprint = tenant.fingerprint(pair)
     secrets = {
         side: {name: ref.read() for name, ref in source.auth.items()}
@@ -236,7 +247,7 @@ def _open(service: Service, tenant: TenantConfig, pair: PairConfig, *, is_dry: b
     for side, name in ((Side.LEFT, PROPSTREET), (Side.RIGHT, pair.connector)):
         # What was sent a moment ago counts against the quota, whoever asks now.
         is_known = opened is not None and opened.fingerprint == fingerprint
-        fresh = Courier(patience, share=pair.share_of_quota, is_dry=is_dry)
+        fresh = Courier(patience, share=share or pair.share_of_quota, is_dry=is_dry)
         couriers[side] = opened.couriers[side] if is_known and opened is not None else fresh
         with _placed(tenant, pair):
             settings = replace(settings_of(tenant, pair, side), auth=_fixed(secrets[side]))
@@ -244,7 +255,7 @@ def _open(service: Service, tenant: TenantConfig, pair: PairConfig, *, is_dry: b
     return _kept(service, key, _Opened(connectors, couriers, fingerprint, secrets))
 
 
-def _kept(service: Service, key: tuple[str, str, bool], opened: _Opened) -> _Opened:
+def _kept(service: Service, key: tuple[str, str, bool, float | None], opened: _Opened) -> _Opened:
     with service._lock:
         service._opened[key] = opened
     return opened
@@ -284,6 +295,8 @@ def run_pair(
     reason: Reason,
     *,
     plan_id: str | None = None,
+    undone: RunRow | None = None,
+    is_dry: bool = False,
     is_approved: bool = False,
     is_sweep: bool = True,
     only: frozenset[str] | None = None,
@@ -294,6 +307,7 @@ def run_pair(
 ) -> Result:
     """One run of one pair: whatever it ends with is in the result, in the database and in the log.
 
+    With the reason ``undo`` it takes the run ``undone`` back, or with ``is_dry`` only plans that.
     ``is_scheduled``: nobody asked for this very run, so that a plan which waits for a person is
     left as it is.
     """
@@ -335,7 +349,9 @@ def run_pair(
         is_waived=known.is_waived,
     )
     with _running(service, held, log) as stack:
-        return _run(service, stack, tenant, pair, held, order, rules, plan_id, progress, log)
+        return _run(
+            service, stack, tenant, pair, held, order, rules, plan_id, progress, log, undone=undone, is_dry=is_dry
+        )
 
 
 def _outwait(service: Service, pair_id: str, log: Any) -> None:
@@ -367,6 +383,9 @@ def _run(
     plan_id: str | None,
     progress: Progress,
     log: Any,
+    *,
+    undone: RunRow | None = None,
+    is_dry: bool = False,
 ) -> Result:
     run_id = service.new_id()
     log = log.bind(run_id=run_id, reason=order.reason)
@@ -380,7 +399,7 @@ def _run(
     opened: _Opened | None = None
     before: dict[Side, tuple[int, int]] = {}
     try:
-        opened = _open(service, tenant, pair, is_dry=order.reason == "plan")
+        opened = _open(service, tenant, pair, is_dry=is_dry or order.reason == "plan")
         beat = _Heartbeat(service, held)
         for side in Side:
             opened.couriers[side].on_beat = beat
@@ -412,10 +431,13 @@ def _run(
             approve()
         if order.reason == "apply":
             execute_plan(ctx, str(plan_id), approve)
+        elif undone is not None:
+            message = f"undo of run {undone.id}"
+            plan_id = execute_undo(ctx, service.engine, order, undone, is_applied=not is_dry)
         else:
             plan_id = execute(ctx, order)
         state = "done"
-        if order.is_waived and order.reason != "plan":
+        if order.is_waived and order.reason in ("run", "backfill", "apply"):
             pairs.end_waiver(service.engine, held.pair)
     except HaltedError as exc:
         state, message, plan_id = "halted", str(exc), exc.plan_id or plan_id
@@ -429,7 +451,8 @@ def _run(
         if opened is not None:
             opened.checked_at = None
     except PlanMovedError as exc:
-        message = f"{exc}. Make a new one: syncd plan {tenant.tenant}"
+        undone_id = history.undone_by(service.engine, str(plan_id))
+        message = f"{exc}. Make a new one: syncd {f'undo {undone_id}' if undone_id else f'plan {tenant.tenant}'}"
         pairs.halt(service.engine, held.pair, None, None)
     except SyncdError as exc:
         message = str(exc)
@@ -479,6 +502,74 @@ def _rest(service: Service, pair_id: str, connector: str, opened: _Opened, exc: 
             if (until := opened.couriers[side].resting_until) is not None:
                 pairs.rest(service.engine, pair_id, side, PROPSTREET if side is Side.LEFT else connector, until)
                 opened.couriers[side].resting_until = None
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """What an audit of one pair came to, by kind, and what nothing explains."""
+
+    tenant: str
+    pair: str
+    kinds: Mapping[str, Tally]
+    unexplained: tuple[Difference, ...]
+    made: Mapping[str, int]
+
+
+def audit_pair(
+    service: Service,
+    tenant: TenantConfig,
+    pair: PairConfig,
+    *,
+    kinds: Sequence[str] | None = None,
+    share: float | None = None,
+    progress: Progress = lambda stage, kind, count: None,
+) -> Audited:
+    """Compare both sides with what is remembered of them; makes reading calls only, and takes no lease.
+
+    ``share`` of the vendors' quotas instead of the pair's own. Raises ConfigError and what stops a connection.
+    """
+    pair_id = f"{tenant.tenant}/{pair.name}"
+    pairs.find(service.engine, pair_id)
+    run_id, started_at = service.new_id(), service.now()
+    log = structlog.get_logger().bind(tenant=tenant.tenant, pair=pair.name, run_id=run_id, reason="audit")
+    opened = _open(service, tenant, pair, is_dry=True, share=share)
+    for courier in opened.couriers.values():
+        courier.on_beat = partial(_stop_if_asked, service)
+    before = {side: opened.couriers[side].calls.total() for side in Side}
+    _preflight(service, pair_id, tenant, pair, opened)
+    # Nobody holds this lease: whatever would change the state is refused.
+    store = Store(PostgresRows(service.engine, pair_id), lease.Lease(pair_id, "audit", -1))
+    ctx = Context(
+        pair=pair_id,
+        run_id=run_id,
+        rules=PairRules(kinds=rules_of(tenant, pair), limits=tenant.limits(pair)),
+        systems={
+            side: System(opened.connectors[side], opened.couriers[side], opened.connectors[side].capabilities())
+            for side in Side
+        },
+        store=store,
+        now=service.now,
+        new_id=service.new_id,
+        log=log,
+        progress=progress,
+    )
+    found: list[Difference] = []
+    tallies = audit(ctx, service.engine, ctx.kinds if kinds is None else kinds, found.append)
+    names = ((Side.LEFT, PROPSTREET), (Side.RIGHT, "crm"))
+    made = {name: opened.couriers[side].calls.total() - before[side] for side, name in names}
+    result = Audited(tenant.tenant, pair.name, tallies, tuple(found), made)
+    # A kind that the two systems do not share has had its turn as well.
+    asked = {kind: tallies.get(kind, Tally()) for kind in kinds or tallies}
+    counts = {"kinds": {kind: tally.as_json() for kind, tally in asked.items()}}
+    message = f"{len(found)} unexplained; syncd audit {tenant.tenant} names them" if found else ""
+    audits.record_audit(service.engine, run_id, pair_id, started_at, service.now(), counts, {"made": made}, message)
+    (log.warning if found else log.info)("audit.finished", unexplained=len(found), calls=made, **counts)
+    return result
+
+
+def _stop_if_asked(service: Service) -> None:
+    if service.stopping.is_set():
+        raise StoppedError("stopped between two calls; an audit starts over")
 
 
 class _Heartbeat:
@@ -545,5 +636,5 @@ def check_pair(service: Service, tenant: TenantConfig, pair: PairConfig, *, is_f
     if is_fixing:
         # Connectors read the account's schema once; what was created is seen by new ones.
         opened.close()
-        service._opened.pop((tenant.tenant, pair.name, False), None)
+        service._opened.pop((tenant.tenant, pair.name, False, None), None)
     return Checked(tenant.tenant, pair.name, accounts, tuple(findings))

@@ -116,6 +116,7 @@ class HubSpotConnector:
             read_batch=BATCH,
             # Not exact: the answer to a write tells a time, but not what people changed before it.
             can_mark=UNIQUE[kind] in self._schema.properties(kind),
+            restored_by_hand="restore it in HubSpot within 90 days (Actions, Restore records)",
         )
 
     def _employment_capability(self) -> KindCapability:

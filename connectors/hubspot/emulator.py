@@ -668,8 +668,12 @@ class HubSpotEmulator(Emulator):
         rows = []
         for each, thing, fit in ready:
             is_new = thing is None
-            thing = self._create(type_, fit) if thing is None else self._change(type_, thing, fit)
-            row = self._row(type_, thing, [] if self.is_terse else [*_DEFAULTS[type_], *fit])
+            id_ = str(self._next_id if thing is None else thing.id)
+            lost = {name: value for name, value in fit.items() if self.loses(type_, id_, name)}
+            kept = {name: value for name, value in fit.items() if name not in lost}
+            thing = self._create(type_, kept) if thing is None else self._change(type_, thing, kept)
+            shown = [] if self.is_terse else [*_DEFAULTS[type_], *fit]
+            row = self._row(type_, thing, shown, {**thing.properties, **lost})
             if self.is_terse:
                 modified = thing.properties[_CURSOR[type_]]
                 row["properties"] = {_CURSOR[type_]: modified} if self.terse_shows_modified else {}

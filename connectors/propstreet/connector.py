@@ -459,6 +459,7 @@ def _capability(kind: str) -> KindCapability:
         is_exact=kind in ("company", "contact"),
         is_current=True,
         can_mark=kind != "employment",
+        restored_by_hand="ask Propstreet's support whether it can be brought back",
     )
 
 

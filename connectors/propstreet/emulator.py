@@ -822,9 +822,11 @@ class PropstreetEmulator(Emulator):
         if collection == "projects":
             _check_range({**row.fields, **body})
         after = _normalised(collection, {**row.fields, **body}, body)
+        lost = {name for name in body if self.loses(collection, row.id, name)}
         if after != row.fields:
-            row = self._change(collection, row, body)
-        return self._shown(200, collection, row)
+            row = self._change(collection, row, {name: value for name, value in body.items() if name not in lost})
+        told = {**row.fields, **{name: after[name] for name in lost}}
+        return self._shown(200, collection, replace(row, fields=told))
 
     def _upsert(self, call: Call, **params: str) -> Response:
         query = _query(call, frozenset({"revive", "match"}))

@@ -800,7 +800,8 @@ class SalesforceEmulator(Emulator):
         for key, value in given.items():
             self._check_value(name, key, value, is_new=id_ is None)
         row = self._blank(name, "") if id_ is None else self._latest(name, id_)
-        after = row | {key: self._kept(name, key, value) for key, value in given.items()}
+        lost = {key for key in given if self.loses(name, id_ or "", key)}
+        after = row | {key: self._kept(name, key, value) for key, value in given.items() if key not in lost}
         if name == "Opportunity" and row.get("HasOpportunityLineItem"):
             after["Amount"] = row["Amount"]
         missing = [key for key, each in self.objects[name].items() if each.is_required and after.get(key) in (None, "")]

@@ -312,6 +312,8 @@ class Table:
             can_mark=self.mark is not None,
             one_per="contact" if self.kind == "employment" else None,
             rides_on="contact" if self.kind == "employment" else None,
+            # REST has no undelete, and the connector speaks REST only.
+            restored_by_hand="restore it from Salesforce's Recycle Bin within 15 days",
         )
 
     def _field(self, column: Column) -> FieldCapability:

@@ -20,6 +20,7 @@ _JSONB = postgresql.JSONB(astext_type=sa.Text())
 
 def upgrade() -> None:
     op.add_column("operation", sa.Column("because", _JSONB, server_default=sa.text("'{}'"), nullable=False))
+    op.add_column("change_log", sa.Column("stored", postgresql.JSONB(astext_type=sa.Text()), nullable=True))
     op.add_column("change_log", sa.Column("because", _JSONB, nullable=True))
     op.add_column("change_log", sa.Column("call", sa.Text(), nullable=True))
     op.create_index("ix_change_log_run", "change_log", ["run"], unique=False)
@@ -58,4 +59,5 @@ def downgrade() -> None:
     op.drop_index("ix_change_log_run", table_name="change_log")
     op.drop_column("change_log", "call")
     op.drop_column("change_log", "because")
+    op.drop_column("change_log", "stored")
     op.drop_column("operation", "because")

@@ -79,8 +79,10 @@ class Operation:
 
     ``source`` is the other side's id; a mark has none while its counterpart is yet to be made.
     ``refs`` of a create are ids of the *source's* side: they are looked up when the operation is
-    applied, since their counterparts may be made before it.
+    applied, since their counterparts may be made before it. A create without a source is linked to
+    nothing, and its ``refs`` are of its own side.
     ``is_marking``: an update that also stores the other side's id on the record.
+    ``undoes`` names the run that it takes back: what stands alone after it is put on hold.
     """
 
     kind: str
@@ -92,6 +94,7 @@ class Operation:
     refs: Mapping[str, str] = field(default_factory=dict)
     why: str = ""
     is_marking: bool = False
+    undoes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +314,7 @@ def _after_deletion(
     edited = sorted(name for name, type_ in fields.types.items() if half.moved(name, type_))
     if settled is gone.other or (edited and settled is None and not alive.record.locked.get("*")):
         why = "kept by a person's word" if settled else "edited after it was deleted"
-        return Decision((_create(kind, gone, alive.record, fields, why),), LinkState.PENDING, why)
+        return Decision((anew(kind, gone, alive.record, fields, why),), LinkState.PENDING, why)
     if reason := alive.record.locked.get("*"):
         return Decision(state=LinkState.EXCLUDED, reason=reason)
     rule = OnDelete.ARCHIVE if settled is gone else rules.deletes_to(gone.other)
@@ -327,7 +330,8 @@ def _after_deletion(
             return Decision(is_over=True, reason="deleted on the other side")
 
 
-def _create(kind: str, to: Side, source: Record, fields: Fields, why: str) -> Operation:
+def anew(kind: str, to: Side, source: Record, fields: Fields, why: str) -> Operation:
+    """The counterpart that a record is given: all of its values that can be told there."""
     names = fields.creatable(to)
     steps = {
         name: Step(value, "created")
@@ -388,7 +392,7 @@ def welcome(
             return Welcome(reason=f"its {' and '.join(sorted(unlinked_refs))} is not linked", is_waiting=True)
     if not is_asked_for and (reason := _unwanted(record, side, rules)):
         return Welcome(reason=reason)
-    return Welcome(_create(record.kind, side.other, record, fields, "only on one side"))
+    return Welcome(anew(record.kind, side.other, record, fields, "only on one side"))
 
 
 def _unwanted(record: Record, side: Side, rules: KindRules) -> str:
@@ -417,6 +421,7 @@ __all__ = [
     "Sighted",
     "Welcome",
     "When",
+    "anew",
     "decide",
     "existence",
     "standing",

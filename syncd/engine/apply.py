@@ -15,9 +15,10 @@ from syncd.connector import Outcome, Rider, Verdict, Write
 from syncd.core.base import confirmed, founded, not_stored
 from syncd.core.mapping import UnfitValueError, freeze, is_cut, same
 from syncd.core.merge import BY_PERSON, Chosen, Half
-from syncd.core.model import KINDS, Address, LinkState, Record, Side, Value, Verb
+from syncd.core.model import KINDS, RELATIONS, Address, Json, LinkState, Record, Side, Value, Verb
 from syncd.core.plan import Operation
-from syncd.core.why import settled_by
+from syncd.core.undo import REFS, held_because, is_own_hold, packed
+from syncd.core.why import Said, keep, settled_by
 from syncd.engine.context import Context
 from syncd.engine.draft import proof
 from syncd.engine.pull import read_again
@@ -125,7 +126,7 @@ class _Batch:
         self._look_up_links()
         for entry in list(self.entries):
             op = entry.operation
-            if op.verb == "create" and op.source not in self.sources:
+            if op.verb == "create" and op.source is not None and op.source not in self.sources:
                 self._drop(entry, "its source is gone")
             elif op.target is not None and op.target.id not in self.targets:
                 self._drop(entry, "its target is gone")
@@ -136,7 +137,13 @@ class _Batch:
         target = self.targets.get(op.target.id) if op.target is not None else None
         there = (self.side, target.id, target.refs) if target is not None else None
         here = (self.side.other, op.source, op.refs)
-        return any(self.ctx.is_held(side, self.kind, id_, refs) for side, id_, refs in filter(None, (here, there)))
+        reasons = [
+            reason
+            for side, id_, refs in filter(None, (here, there))
+            for reason in self.ctx.hold_reasons(side, self.kind, id_, refs)
+        ]
+        # What one undo holds still, another one may bring back.
+        return any(not (op.undoes and is_own_hold(reason)) for reason in reasons)
 
     def _look_up_links(self) -> None:
         target_ids = [entry.operation.target.id for entry in self.entries if entry.operation.target]
@@ -189,7 +196,7 @@ class _Batch:
         found: list[tuple[Entry, Write]] = []
         for entry in list(self.entries):
             op = entry.operation
-            own = {kind: refs[kind].get(ref, "") for kind, ref in op.refs.items()}
+            own = _own_ids(op, refs)
             if not all(own.values()):
                 self._drop(entry, "a record it refers to was not created")
                 continue
@@ -202,8 +209,9 @@ class _Batch:
     def _own_refs(self, entries: Iterable[Entry]) -> dict[str, dict[str, str]]:
         wanted: dict[str, set[str]] = {}
         for entry in entries:
-            for kind, ref in entry.operation.refs.items():
-                wanted.setdefault(kind, set()).add(ref)
+            if entry.operation.source is not None:
+                for kind, ref in entry.operation.refs.items():
+                    wanted.setdefault(kind, set()).add(ref)
         return {kind: self.ctx.store.counterparts(kind, self.side.other, ids) for kind, ids in wanted.items()}
 
     def _riders(self) -> dict[str, tuple[Rider, ...]]:
@@ -325,7 +333,7 @@ class _Batch:
         refs = self._own_refs(entries)
         found = []
         for entry in entries:
-            own = {kind: refs[kind].get(ref, "") for kind, ref in entry.operation.refs.items()}
+            own = _own_ids(entry.operation, refs)
             if all(own.values()):
                 found.append(self._write(entry, own, None))
         return found
@@ -371,7 +379,7 @@ class _Batch:
             if found is not None:
                 self._adopt(entry, found, FOUND)
         elif found is not None and target.id in self.links and self._has_other_values(entry, found):
-            self._keep_losers(entry, self.links[target.id])
+            self._keep_losers(entry, self.links[target.id], found)
         self._ends.append((entry, "failed", "its answer was lost"))
         return [target] if target is not None else []
 
@@ -419,7 +427,10 @@ class _Batch:
 
     def _created(self, entry: Entry, record: Record) -> None:
         """Link what was made to its source; the base is what the system returned, not what was sent."""
-        source = self.sources[str(entry.operation.source)]
+        if entry.operation.source is None:
+            self._made_alone(entry, record)
+            return
+        source = self.sources[entry.operation.source]
         if record.id in self._taken:
             # Two sources that name the same two records, made in one batch, come to one record.
             doubled = {source.id: ("excluded", "another record stands for the same two already")}
@@ -434,7 +445,20 @@ class _Batch:
         # What a create stored as the mark is known; a counterpart made on the left marks the right one later.
         is_marked = self.side is Side.RIGHT or right.mark == left.id
         self._made.append(NewLink(left, right, halves, is_marked, entry.operation.why))
-        self._log(entry, left.id, right.id)
+        if entry.operation.undoes:
+            self.ctx.store.unhold(self.side.other, self.kind, source.id)
+        self._log(entry, left.id, right.id, record)
+
+    def _made_alone(self, entry: Entry, record: Record) -> None:
+        """A relation that was brought back without its counterpart: it gets no other one, and stays as it is."""
+        self.ctx.store.intake(self.side, self.kind, [record], self.ctx.now(), is_exact=False)
+        self._keep_alone(self.side, record.id, entry.operation.undoes)
+        left_id, right_id = (record.id, None) if self.side is Side.LEFT else (None, record.id)
+        self._log(entry, left_id, right_id, record)
+
+    def _keep_alone(self, side: Side, id_: str, run_id: str) -> None:
+        """What an undo leaves without a counterpart is no newcomer: the next run would give it one."""
+        self.ctx.store.hold(side, self.kind, id_, held_because(run_id), self.ctx.now())
 
     def _updated(self, entry: Entry, record: Record | None) -> None:
         row = self.links[self._address(entry).id]
@@ -453,11 +477,11 @@ class _Batch:
         seen = {self.side: record} if record is not None else {}
         is_marked = True if entry.operation.is_marking else None
         self.ctx.store.settle(row, halves, seen, state=state, reason=reason, is_marked=is_marked, forget=forget)
-        self._keep_losers(entry, row)
+        self._keep_losers(entry, row, record)
 
-    def _keep_losers(self, entry: Entry, row: LinkRow) -> None:
+    def _keep_losers(self, entry: Entry, row: LinkRow, record: Record | None) -> None:
         """Write down what an update replaced, and the conflicts that a rule settled with it."""
-        self._log(entry, row.left.record.id, row.right.record.id)
+        self._log(entry, row.left.record.id, row.right.record.id, record)
         for lost in entry.conflicts:
             self.ctx.store.open_conflict(
                 self.ctx.run_id, row, str(lost["field"]), lost["base"], lost["left"], lost["right"],
@@ -496,7 +520,11 @@ class _Batch:
         target = self._address(entry)
         row = self.links.get(target.id)
         if row is not None:
+            if entry.operation.undoes and self.side.other not in row.moved:
+                self.ctx.store.keep(self.side.other, row.side(self.side.other).record, self.ctx.now())
             self.ctx.store.drop_links(self.kind, left_ids=[row.left.record.id])
+            if entry.operation.undoes:
+                self._keep_alone(self.side.other, row.side(self.side.other).record.id, entry.operation.undoes)
             self._log(entry, row.left.record.id, row.right.record.id)
         else:
             self._log(entry, *((target.id, None) if self.side is Side.LEFT else (None, target.id)))
@@ -513,8 +541,10 @@ class _Batch:
             self._bury(entry, "exists already, but was not found")
             return
         store, now = self.ctx.store, self.ctx.now()
-        source_id = str(entry.operation.source)
         store.intake(self.side, self.kind, [record], now, is_exact=False)
+        if entry.operation.source is None:
+            return
+        source_id = entry.operation.source
         holder = store.counterparts(self.kind, self.side, [record.id]).get(record.id)
         if holder is not None and holder != source_id:
             self._bury(entry, f"the other system's {record.id} is it already, but linked to {holder}")
@@ -564,7 +594,8 @@ class _Batch:
         self.entries.remove(entry)
         self.ctx.journal.close([(entry, "dropped", reason)], self.ctx.now())
 
-    def _log(self, entry: Entry, left_id: str | None, right_id: str | None) -> None:
+    def _log(self, entry: Entry, left_id: str | None, right_id: str | None, record: Record | None = None) -> None:
+        """Keep what was written, field by field, and what the system made of it; of what was removed all it said."""
         common = {
             "run": self.ctx.run_id,
             "kind": self.kind,
@@ -575,18 +606,47 @@ class _Batch:
             "call": entry.key,
             "at": self.ctx.now(),
         }
-        rows: list[dict[str, object]] = [
+        held = record.values if record is not None else {}
+        said = keep(Said(entry.operation.why))
+        told = [
+            (name, entry.before.get(name), step.value, held.get(name, step.value), step.rule)
+            for name, step in entry.steps.items()
+        ]
+        told += self._taken_away(entry, record)
+        self._changes += [
             {
                 **common,
                 "field": name,
-                "old": freeze({"": entry.before.get(name)})[""],
-                "new": freeze({"": step.value})[""],
-                "rule": step.rule,
-                "because": entry.because.get(name),
+                "old": _frozen(old),
+                "new": _frozen(new),
+                "stored": _frozen(stored),
+                "rule": rule,
+                "because": entry.because.get(name if name in entry.steps else "", said),
             }
-            for name, step in entry.steps.items()
+            for name, old, new, stored, rule in told or [("", None, None, None, entry.operation.why)]
         ]
-        if not rows:
-            rows = [{**common, "field": "", "old": None, "new": None, "rule": entry.operation.why,
-                     "because": entry.because.get("")}]  # fmt: skip
-        self._changes += rows
+
+    def _taken_away(self, entry: Entry, record: Record | None) -> list[tuple[str, Value, Value, Value, str]]:
+        """What a removed record said, and what a relation that was made or removed refers to."""
+        why = entry.operation.why
+        gone = self.targets.get(self._address(entry).id) if self.verb == "delete" else None
+        rows: list[tuple[str, Value, Value, Value, str]] = []
+        if gone is not None:
+            types = self.ctx.fields(self.kind).types
+            rows += [(n, value, None, None, why) for n, value in sorted(gone.values.items()) if n in types]
+            if self.kind in RELATIONS:
+                rows.append((REFS, packed(gone.refs), None, None, why))
+        elif self.verb == "create" and record is not None and self.kind in RELATIONS:
+            rows.append((REFS, None, packed(record.refs), packed(record.refs), why))
+        return rows
+
+
+def _own_ids(op: Operation, refs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The references of a create in ids of its own side; empty where one has none."""
+    if op.source is None:
+        return dict(op.refs)
+    return {kind: refs[kind].get(ref, "") for kind, ref in op.refs.items()}
+
+
+def _frozen(value: Value) -> Json:
+    return freeze({"": value})[""]

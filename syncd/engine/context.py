@@ -13,6 +13,7 @@ from syncd.core.guard import Limits
 from syncd.core.merge import Flow
 from syncd.core.model import FIELDS, KINDS, FieldType, Side, Verb
 from syncd.core.plan import Fields, KindRules
+from syncd.core.undo import Leftover
 from syncd.engine.retry import Courier
 from syncd.state.journal import Journal
 from syncd.state.store import Store
@@ -72,6 +73,8 @@ class Report:
     operations: int = 0
     stale: int = 0
     lost: int = 0
+    leftovers: list[Leftover] = field(default_factory=list)
+    """What an undo leaves as it is."""
 
     def as_json(self) -> dict[str, Any]:
         def split(counter: Counter[tuple[str, Side]]) -> dict[str, dict[str, int]]:
@@ -179,9 +182,13 @@ class Context:
 
     def is_held(self, side: Side, kind: str, id_: str | None, refs: Mapping[str, str]) -> bool:
         """Whether nothing may be written to or for a record: it is held still, or names one that is."""
-        return id_ in self.holds.get((kind, side), ()) or any(
-            ref in self.holds.get((ref_kind, side), ()) for ref_kind, ref in refs.items()
-        )
+        return bool(self.hold_reasons(side, kind, id_, refs))
+
+    def hold_reasons(self, side: Side, kind: str, id_: str | None, refs: Mapping[str, str]) -> list[str]:
+        """Why a record, and those that it names, are held still."""
+        named = [(kind, id_ or ""), *refs.items()]
+        found = (self.holds.get((of, side), {}).get(ref) for of, ref in named)
+        return [reason for reason in found if reason is not None]
 
     def vocabulary(self, kind: str) -> dict[str, Mapping[str, str]]:
         """Propstreet's words in the CRM's, by field, where the CRM has its own."""

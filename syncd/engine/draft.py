@@ -49,6 +49,7 @@ class Draft:
     plan_id: str | None = None
     census: Census = field(default_factory=Census)
     by_kind: dict[str, int] = field(default_factory=dict)
+    is_undo: bool = False
     _buffer: list[Entry] = field(default_factory=list)
 
     def add(self, operation: Operation, before: Mapping[str, Value], source: Record | None, target: Record | None,
@@ -85,7 +86,7 @@ class Draft:
         """The plan's id; from now on there is one, be it empty."""
         if self.plan_id is None:
             self.plan_id = self.ctx.new_id()
-            self.ctx.journal.open_plan(self.plan_id, self.ctx.run_id, self.ctx.now())
+            self.ctx.journal.open_plan(self.plan_id, self.ctx.run_id, self.ctx.now(), is_undo=self.is_undo)
         return self.plan_id
 
 
@@ -492,7 +493,7 @@ def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record], 
             verdicts[record.id] = ("excluded", KEPT_APART)
             continue
         answer = welcome(
-            replace(record, values=_for_a_create(ctx, side, record, vocabulary)),
+            replace(record, values=for_a_create(ctx, side, record, vocabulary)),
             side,
             ctx.fields(kind),
             ctx.rules.kinds[kind],
@@ -538,7 +539,7 @@ def _usurped(
     }
 
 
-def _for_a_create(
+def for_a_create(
     ctx: Context, side: Side, record: Record, vocabulary: Mapping[str, Mapping[str, str]]
 ) -> Mapping[str, Value]:
     """A newcomer's values as its counterpart on the other side can be given them."""

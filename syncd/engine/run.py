@@ -13,18 +13,22 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from sqlalchemy import Engine
+
 from syncd.core.guard import brakes
 from syncd.core.model import RELATIONS, Address, Record, Side
 from syncd.engine.apply import apply_plan, recover
 from syncd.engine.context import Context
 from syncd.engine.draft import Draft, draft_kind, draft_missing, proof
 from syncd.engine.pull import DoubtedError, drain, read_again, seek_stranded
+from syncd.engine.undo import draft_undo
 from syncd.errors import HaltedError, PlanMovedError
+from syncd.state.history import RunRow
 from syncd.state.journal import Entry
 
 ROUNDS = 3
 
-Reason = Literal["run", "backfill", "plan", "apply"]
+Reason = Literal["run", "backfill", "plan", "apply", "undo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,19 @@ def _waiting(ctx: Context, doubt: DoubtedError) -> HaltedError:
     return HaltedError(str(doubt), plan_id=plan_id)
 
 
+def execute_undo(ctx: Context, engine: Engine, order: Order, run: RunRow, *, is_applied: bool) -> str | None:
+    """Plan what takes a run back, and carry it out if ``is_applied``; returns the plan's id, None if nothing can be.
+
+    Without ``is_applied`` only reading calls are made, and a brake that would hold the plan is told in it.
+    """
+    recover(ctx)
+    draft = draft_undo(ctx, engine, run)
+    plan_id = _seal(ctx, draft, order, is_held=is_applied)
+    if plan_id is not None and is_applied:
+        _apply(ctx, plan_id)
+    return plan_id
+
+
 def _look_again(ctx: Context, order: Order, by_kind: dict[str, int]) -> None:
     """Plan and apply what moved while we wrote, or became possible by what we wrote; at most three rounds in all."""
     for _ in range(ROUNDS - 1):
@@ -107,8 +124,11 @@ def _draft(draft: Draft, kind: str) -> None:
         draft_kind(draft, kind)
 
 
-def _seal(ctx: Context, draft: Draft, order: Order) -> str | None:
-    """Give the plan its hash and let the guard see it. Raises HaltedError if it must wait for a person."""
+def _seal(ctx: Context, draft: Draft, order: Order, *, is_held: bool = True) -> str | None:
+    """Give the plan its hash and let the guard see it. Raises HaltedError if it must wait for a person.
+
+    Without ``is_held`` the guard's reasons are kept with the plan, which waits for a person anyway.
+    """
     if draft.plan_id is None:
         return None
     reasons: tuple[str, ...] = ()
@@ -119,7 +139,7 @@ def _seal(ctx: Context, draft: Draft, order: Order) -> str | None:
             deleted=ctx.store.deletes_since(ctx.now() - timedelta(days=1)) if draft.census.deletes else {},
         )  # fmt: skip
     ctx.journal.seal(draft.plan_id, reasons, {"operations": draft.census.total})
-    if reasons:
+    if reasons and is_held:
         raise HaltedError("; ".join(reasons), plan_id=draft.plan_id)
     return draft.plan_id
 

@@ -206,7 +206,10 @@ def status(engine: Engine, scope: Scope) -> list[dict[str, Json]]:
         pairs = tx.execute(select(s.pair).where(scope.covers(s.pair.c.id)).order_by(s.pair.c.id)).all()
         for row in pairs:
             last = tx.execute(
-                select(s.run).where(s.run.c.pair == row.id).order_by(s.run.c.started_at.desc()).limit(1)
+                select(s.run)
+                .where(s.run.c.pair == row.id, s.run.c.reason != "audit")
+                .order_by(s.run.c.started_at.desc())
+                .limit(1)
             ).one_or_none()
             found.append(
                 {

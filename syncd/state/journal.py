@@ -105,10 +105,11 @@ class Journal:
 
     # --- plans ------------------------------------------------------------------------
 
-    def open_plan(self, plan_id: str, run_id: str, at: datetime) -> None:
-        """Begin a plan. Plans of this pair that were open before are superseded."""
+    def open_plan(self, plan_id: str, run_id: str, at: datetime, *, is_undo: bool = False) -> None:
+        """Begin a plan. Plans that were open before are superseded; an undo and others leave each other."""
         with self._store.transaction():
-            self._rows.discard_plans(at)
+            if not is_undo:
+                self._rows.discard_plans(at)
             self._rows.insert_plan(
                 {"id": plan_id, "pair": self._pair, "run": run_id, "hash": "", "state": "open", "made_at": at}
             )
@@ -225,6 +226,7 @@ def _row(pair: str, plan_id: str, entry: Entry) -> dict[str, object]:
             "ids": dict(op.refs),
             "rules": {name: step.rule for name, step in op.steps.items()},
             "marks": op.is_marking,
+            "undoes": op.undoes,
         },
         "before": freeze(entry.before),
         "source": freeze(entry.source),
@@ -258,6 +260,7 @@ def entry_of(row: Row) -> Entry:
         refs=dict(sorted(row["refs"]["ids"].items())),
         why=row["why"],
         is_marking=row["refs"].get("marks", False),
+        undoes=row["refs"].get("undoes", ""),
     )
     return Entry(
         operation=operation,

@@ -500,9 +500,10 @@ class PostgresRows:
 
     def deletes_since(self, at: datetime) -> dict[tuple[str, Side], int]:
         log, run = s.change_log.c, s.run.c
+        own = func.coalesce(case((log.side == Side.LEFT, log.left_id), else_=log.right_id), "")
         is_own = and_(run.id == log.run, run.reason.in_(["run", "backfill"]), ~run.counts.has_key("waived"))
         query = (
-            select(log.kind, log.side, func.count())
+            select(log.kind, log.side, func.count(own.distinct()))
             .join(s.run, is_own)
             .where(log.pair == self.pair, log.verb == "delete", log.at > at)
             .group_by(log.kind, log.side)
@@ -510,9 +511,19 @@ class PostgresRows:
         with self._reading() as tx:
             return {(row[0], Side(row[1])): row[2] for row in tx.execute(query)}
 
+    # --- holds ------------------------------------------------------------------------
+
     def holds(self) -> list[Row]:
         rows = self._all(select(s.hold).where(s.hold.c.pair == self.pair))
         return sorted(rows, key=lambda row: (row["kind"], row["side"], row["record_id"]))
+
+    def save_holds(self, rows: Sequence[Row]) -> None:
+        upsert_many(self._writing, s.hold, rows)
+
+    def drop_holds(self, side: Side, kind: str, ids: Collection[str]) -> None:
+        hold = s.hold.c
+        mine = (hold.pair == self.pair, hold.kind == kind, hold.side == side, one_of(hold.record_id, ids))
+        self._writing.execute(delete(s.hold).where(*mine))
 
     # --- runs, plans, operations ------------------------------------------------------
 
@@ -536,9 +547,10 @@ class PostgresRows:
         self._writing.execute(update(s.plan).where(s.plan.c.id == plan_id).values(changes))
 
     def discard_plans(self, at: datetime) -> None:
+        is_undo = exists().where(s.run.c.id == s.plan.c.run, s.run.c.reason == "undo")
         self._writing.execute(
             update(s.plan)
-            .where(s.plan.c.pair == self.pair, s.plan.c.state == "open")
+            .where(s.plan.c.pair == self.pair, s.plan.c.state == "open", ~is_undo)
             .values(state="discarded", ended_at=at)
         )
 

@@ -184,8 +184,15 @@ class Rows(Protocol):
     def deletes_since(self, at: datetime) -> dict[tuple[str, Side], int]:
         """Deletions by (kind, side) of runs and backfills since then, but for those that a person let go."""
 
+    # --- holds ------------------------------------------------------------------------
+
     def holds(self) -> list[Row]:
         """``kind``, ``side``, ``record_id``, ``reason`` of what is held still."""
+
+    def save_holds(self, rows: Sequence[Row]) -> None:
+        """Insert or replace, by primary key; whole rows."""
+
+    def drop_holds(self, side: Side, kind: str, ids: Collection[str]) -> None: ...
 
     # --- runs, plans, operations ------------------------------------------------------
 
@@ -201,7 +208,7 @@ class Rows(Protocol):
     def update_plan(self, plan_id: str, changes: Row) -> None: ...
 
     def discard_plans(self, at: datetime) -> None:
-        """Those that are open still."""
+        """Those that are open still, but for undos."""
 
     def abandon_plans(self, at: datetime, but: str | None) -> None:
         """Discard those that are being applied, and those that are open without a hash; not ``but``."""

@@ -284,6 +284,7 @@ change_log = Table(
     Column("field", Text, nullable=False),
     Column("old", JSONB),
     Column("new", JSONB),
+    Column("stored", JSONB),
     Column("rule", Text, nullable=False),
     _json("because", nullable=True),
     Column("call", Text),

@@ -663,6 +663,18 @@ class Store:
         looks: tuple[Literal["shared", "linked", "sighted"], ...] = ("shared", "linked", "sighted")
         return next((found for look in looks if (found := self.rows.currency(look)) is not None), None)
 
+    # --- holds ------------------------------------------------------------------------
+
+    def hold(self, side: Side, kind: str, id_: str, reason: str, at: datetime) -> None:
+        """Hold a record still; one that is held already gets the new reason."""
+        row = {"pair": self.pair, "kind": kind, "side": str(side), "record_id": id_, "reason": reason, "held_at": at}
+        with self.transaction():
+            self.rows.save_holds([row])
+
+    def unhold(self, side: Side, kind: str, id_: str) -> None:
+        with self.transaction():
+            self.rows.drop_holds(side, kind, [id_])
+
     # --- conflicts and the change log -------------------------------------------------
 
     def log_changes(self, rows: Sequence[Mapping[str, object]]) -> None:

@@ -148,6 +148,8 @@ class Emulator:
         self.lock = threading.RLock()
         self.log: list[Call] = []
         self.faults: list[Fault] = []
+        self.loses: Callable[[str, str, str], bool] = lambda collection, id_, name: False
+        """Which native field of which record a write names in vain: it is answered as done, and not stored."""
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self.url = ""

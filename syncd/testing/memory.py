@@ -72,6 +72,10 @@ class MemorySystem:
     account_id: str = "memory"
     normalise: Callable[[str, Value], Value] = lambda name, value: value
     refuses: Callable[[Write], str | None] = lambda write: None
+    loses: Callable[[Write], frozenset[str]] = lambda write: frozenset()
+    """Fields of a write that are answered as stored, and are not."""
+    is_lying_new: bool = True
+    """Whether a record moves, by its version and time, when a write to it is answered and not stored."""
     on_write: Callable[[str], None] = lambda moment: None
     """Called ``before`` and ``after`` the effect of each batch; what it raises kills the process there."""
     vocabulary: Mapping[str, str] | None = None
@@ -355,11 +359,14 @@ class MemoryConnector:
         if write.verb == "delete":
             system._store(replace(record, is_deleted=True), by_person=False)
             return Outcome(write.key, Verdict.DONE)
-        values = {**record.values, **{name: system.normalise(name, value) for name, value in write.values.items()}}
+        sent = {name: system.normalise(name, value) for name, value in write.values.items()}
+        lost = system.loses(write) & sent.keys()
+        kept = {**record.values, **{name: value for name, value in sent.items() if name not in lost}}
         mark = write.counterpart or record.mark
-        return Outcome(
-            write.key, Verdict.DONE, system._store(replace(record, values=values, mark=mark), by_person=False)
-        )
+        told = system._store(replace(record, values=kept, mark=mark), by_person=False)
+        if lost and not system.is_lying_new:
+            system.records[write.kind][write.address.id] = stored
+        return Outcome(write.key, Verdict.DONE, replace(told, values={**kept, **sent}))
 
     def _create(self, write: Write) -> Outcome:
         system = self.system

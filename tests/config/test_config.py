@@ -254,7 +254,7 @@ REFUSED = {
     "an unknown key at the top": (
         MINIMAL + "enable: true\n",
         "acme.yaml:6: enable: unknown key 'enable'; did you mean 'enabled'? "
-        "Known: compare_every, enabled, pairs, propstreet, tenant.",
+        "Known: audit, compare_every, enabled, pairs, propstreet, tenant.",
     ),
     "an unknown key of a field": (
         with_kinds("deal: {fields: {name: {propstreet_field: x}}}"),

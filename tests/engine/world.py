@@ -12,15 +12,17 @@ from typing import Any, TypeAlias
 import structlog
 from sqlalchemy import Engine, select
 
+from syncd.core.audit import Difference
 from syncd.core.guard import Limits
 from syncd.core.merge import Answer
 from syncd.core.model import KINDS, Side
 from syncd.core.plan import KindRules, OnDelete, When
+from syncd.engine.audit import Tally, audit
 from syncd.engine.context import Context, PairRules, Report, System
 from syncd.engine.retry import Courier, Patience
-from syncd.engine.run import Order, execute, execute_plan
+from syncd.engine.run import Order, execute, execute_plan, execute_undo
 from syncd.errors import HaltedError, SyncdError
-from syncd.state import desk, pairs
+from syncd.state import desk, history, pairs
 from syncd.state import schema as s
 from syncd.state.lease import Lease, acquire, release, renew
 from syncd.state.postgres import PostgresRows
@@ -175,6 +177,29 @@ class World:
             ctx.journal.end_run(ctx.run_id, "done", self.clock(), {}, {}, "")
             self.kept.release(held)
         return ctx.report
+
+    def undo(self, run_id: str | None = None, *, is_dry: bool = False) -> Report:
+        """Take a run back, the last one unless another is named."""
+        undone = history.find_run(self.engine, run_id or self.context_of_last_run.run_id)
+        held = self.kept.acquire("worker", self.clock())
+        assert held is not None
+        ctx = self.context(held, is_dry=is_dry)
+        ctx.journal.begin_run(ctx.run_id, "undo", self.clock())
+        try:
+            self.plan_id = execute_undo(
+                ctx, self.engine, Order("undo", is_approved=True), undone, is_applied=not is_dry
+            )
+        finally:
+            ctx.journal.end_run(ctx.run_id, "done", self.clock(), {}, {}, "")
+            self.kept.release(held)
+            self.context_of_last_run = ctx
+        return ctx.report
+
+    def audit(self, *kinds: str) -> tuple[dict[str, Tally], list[Difference]]:
+        """Compare both sides with what is remembered, as the daemon does: without a lease."""
+        ctx = self.context(Lease("t/crm", "audit", -1), is_dry=True)
+        found: list[Difference] = []
+        return audit(ctx, self.engine, kinds or KINDS, found.append), found
 
     def settle(self, rounds: int = 3) -> None:
         """Run until nothing is planned any more; that must not take more than three runs."""

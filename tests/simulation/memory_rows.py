@@ -699,16 +699,27 @@ class MemoryRows:
             self._t.change_log.add(row)
 
     def deletes_since(self, at: datetime) -> dict[tuple[str, Side], int]:
-        found: Counter[tuple[str, Side]] = Counter()
+        found: set[tuple[str, Side, str]] = set()
         for row in self._t.change_log.rows.values():
             run = self._t.run.rows.get(row["run"])
             is_own = run is not None and run["reason"] in ("run", "backfill") and "waived" not in run["counts"]
             if is_own and row["verb"] == "delete" and row["at"] > at:
-                found[row["kind"], Side(row["side"])] += 1
-        return dict(found)
+                found.add((row["kind"], Side(row["side"]), row[f"{row['side']}_id"] or ""))
+        return dict(Counter((kind, side) for kind, side, _ in found))
+
+    # --- holds ------------------------------------------------------------------------
 
     def holds(self) -> list[Row]:
         return [self._t.hold.rows[key] for key in sorted(self._t.hold.rows)]
+
+    def save_holds(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._t.hold.add(row)
+
+    def drop_holds(self, side: Side, kind: str, ids: Collection[str]) -> None:
+        for id_ in ids:
+            if (row := self._t.hold.rows.get((kind, str(side), id_))) is not None:
+                self._t.hold.drop(row)
 
     # --- runs, plans, operations ------------------------------------------------------
 
@@ -733,7 +744,9 @@ class MemoryRows:
 
     def discard_plans(self, at: datetime) -> None:
         for row in self._t.plan.find("state", "open"):
-            self._t.plan.change(row, {"state": "discarded", "ended_at": at})
+            run = self._t.run.rows.get(row["run"])
+            if run is None or run["reason"] != "undo":
+                self._t.plan.change(row, {"state": "discarded", "ended_at": at})
 
     def abandon_plans(self, at: datetime, but: str | None) -> None:
         left = [*self._t.plan.find("state", "applying"), *self._t.plan.find("state", "open")]

@@ -400,7 +400,7 @@ class Twins:
     def run(self) -> dict[str, object]:
         self.serial += 1
         return {
-            "id": f"run{self.serial}", "pair": "t/crm", "reason": self.one("run backfill"),
+            "id": f"run{self.serial}", "pair": "t/crm", "reason": self.one("run backfill undo"),
             "state": self.one("running done failed"), "fence": 1, "started_at": self.at(),
         }  # fmt: skip
 
@@ -474,6 +474,10 @@ class Twins:
             lambda: self.tell("update_conflicts", [self.number("conflict")], {"settled_at": self.at(), "base": "z"}),
             lambda: self.tell("insert_changes", [self.logged() for _ in range(more)]),
             lambda: self.hold(),
+            lambda: self.tell("save_holds", [
+                {"pair": "t/crm", "kind": self.kind(), "side": str(self.side()), "record_id": self.one("1 2 3"),
+                 "reason": self.one("x y"), "held_at": self.at()}
+            ]),
             lambda: self.tell("insert_run", self.run()),
             lambda: self.tell("insert_plan", self.plan()),
             lambda: self.tell("update_plan", self.one("p q"), {"state": "open", "hash": self.one("x y")}),
@@ -490,6 +494,7 @@ class Twins:
             lambda: self.tell("close_reviews", self.side(), self.kind(), self.ids(), self.at()),
             lambda: self.answer(),
             lambda: self.tell("update_run", self.a_run(), {"state": "done", "counts": {self.one("a waived"): 1}}),
+            lambda: self.tell("drop_holds", self.side(), self.kind(), self.ids()),
             lambda: self.tell("discard_plans", self.at()),
             lambda: self.tell("abandon_plans", self.at(), pick([None, "p"])),
             lambda: self.tell("bring_back_visits", self.side(), self.kind(), self.at(), self.at()),

@@ -1,0 +1,222 @@
+"""The laws of taking a run back, for any values on both sides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from syncd.core.merge import Flow, OnConflict, Policy, merge
+from syncd.core.model import FieldType, Record, Side, Value, Values, Verb
+from syncd.core.plan import Fields, Sighted
+from syncd.core.undo import REFS, Deed, Standing, Written, folded, held_because, packed, undo
+
+TYPES = {"text": FieldType.TEXT, "set": FieldType.SET}
+ALL = frozenset(TYPES)
+FIELDS = Fields(TYPES, ALL, ALL, ALL, ALL)
+
+texts = st.sampled_from([None, "a", "b", "c"])
+sets = st.sampled_from([None, frozenset("x"), frozenset("y"), frozenset("xy")])
+values = st.fixed_dictionaries({"text": texts, "set": sets})
+sides = st.sampled_from(list(Side))
+
+
+def line(name: str, old: Value, new: Value, verb: Verb = "update", side: Side = Side.RIGHT, **more: Value) -> Written:
+    return Written("contact", side, verb, "p1", "c1", name, old, new, more.get("stored", new))
+
+
+def sighted(id_: str, now: Values, base: Values, **facts: object) -> Sighted:
+    return Sighted(replace(Record("contact", id_, now), **facts), base)  # type: ignore[arg-type]  # by field name
+
+
+def deed(side: Side, old: Values, new: Values) -> Deed:
+    found = folded([line(name, old[name], new[name], side=side) for name in TYPES])
+    assert found is not None
+    return found
+
+
+def standing(side: Side, target: Values, base: Values, source: Values, source_base: Values) -> Standing:
+    ids = {Side.LEFT: "p1", Side.RIGHT: "c1"}
+    return Standing(sighted(ids[side], target, base), sighted(ids[side.other], source, source_base), is_linked=True)
+
+
+def after(deed_: Deed, at: Standing) -> tuple[dict[str, Value], Standing]:
+    """What the written side holds after the undo, and how both sides stand then."""
+    operation, _ = undo(deed_, at, FIELDS, "run")
+    assert at.target is not None and at.source is not None
+    steps = {name: step.value for name, step in operation.steps.items()} if operation is not None else {}
+    now = {**at.target.record.values, **steps}
+    target = replace(at.target, record=replace(at.target.record, values=now), base={**at.target.base, **steps})
+    present = {name: at.source.record.values[name] for name in steps}
+    source = replace(at.source, base={**at.source.base, **present})
+    return now, replace(at, target=target, source=source)
+
+
+@settings(max_examples=1000)
+@given(sides, values, values, values)
+def test_a_run_and_its_undo_leave_what_was_before(side: Side, before: Values, source: Values, new: Values) -> None:
+    """With nobody editing in between, the written side holds what it held before the run."""
+    now, _ = after(deed(side, before, new), standing(side, new, new, source, source))
+    assert now == before
+
+
+@settings(max_examples=1000)
+@given(sides, values, values, values, values)
+def test_only_what_the_run_left_there_goes_back(
+    side: Side, before: Values, new: Values, now: Values, source: Values
+) -> None:
+    """A field that holds neither what the run wrote nor what was before was edited, and stays; each is listed."""
+    at = standing(side, now, now, source, source)
+    operation, left = undo(deed(side, before, new), at, FIELDS, "run")
+    steps = dict(operation.steps) if operation is not None else {}
+    for name in TYPES:
+        goes = now[name] == new[name] and now[name] != before[name]
+        assert (name in steps) == goes
+        assert [each.reason for each in left if each.field == name] == (
+            [] if goes else ["already as before" if now[name] == before[name] else "edited since"]
+        )
+
+
+@settings(max_examples=1000)
+@given(sides, values, values, values, values)
+def test_undoing_twice_equals_undoing_once(
+    side: Side, before: Values, new: Values, now: Values, source: Values
+) -> None:
+    """The second undo of the same run has nothing to write."""
+    _, at = after(deed(side, before, new), standing(side, now, now, source, source))
+    operation, _ = undo(deed(side, before, new), at, FIELDS, "run")
+    assert operation is None
+
+
+@settings(max_examples=1500)
+@given(sides, values, values, values, st.sampled_from(Flow), st.sampled_from(OnConflict))
+def test_the_next_merge_after_an_undo_finds_nothing_to_do(
+    side: Side, before: Values, new: Values, source: Values, flow: Flow, rule: OnConflict
+) -> None:
+    """The sides are agreed to differ, under any policy, until somebody edits one."""
+    _, at = after(deed(side, before, new), standing(side, new, new, source, source))
+    assert at.target is not None and at.source is not None
+    halves = {side: at.target.half(FIELDS, side), side.other: at.source.half(FIELDS, side.other)}
+    merged = merge(TYPES, halves[Side.LEFT], halves[Side.RIGHT], dict.fromkeys(TYPES, Policy(flow, rule)))
+    assert (dict(merged.to_left), dict(merged.to_right), merged.conflicts) == ({}, {}, ())
+
+
+@settings(max_examples=500)
+@given(sides, values, values, values, values)
+def test_an_edit_that_waits_is_never_agreed_away(
+    side: Side, before: Values, new: Values, source: Values, source_base: Values
+) -> None:
+    """Where the other side moved since its half of the base, the field stays as it is."""
+    at = standing(side, new, new, source, source_base)
+    operation, _ = undo(deed(side, before, new), at, FIELDS, "run")
+    steps = dict(operation.steps) if operation is not None else {}
+    assert not any(source[name] != source_base[name] for name in steps)
+
+
+def test_of_several_writes_to_one_field_the_first_old_and_the_last_new_count() -> None:
+    """A run that wrote a field in two rounds is taken back to before the first."""
+    found = folded([line("text", "a", "b"), line("text", "b", "c")])
+    assert found is not None
+    assert (found.fields["text"].old, found.fields["text"].new) == ("a", "c")
+
+
+def test_a_record_that_the_run_made_and_removed_leaves_nothing_to_undo() -> None:
+    """Nothing stood there before, and nothing does now."""
+    assert folded([line("text", None, "a", "create"), line("text", "a", None, "delete")]) is None
+
+
+def test_a_record_that_was_updated_and_then_removed_is_brought_back_as_it_was_first() -> None:
+    """The first old value of a field is the one from before the run."""
+    refs = packed({"deal": "d1", "contact": "k1"})
+    lines = [line("text", "a", "b"), line("text", "b", None, "delete"), line(REFS, refs, None, "delete")]
+    found = folded(lines)
+    assert found is not None
+    assert (found.verb, found.fields["text"].old, found.refs) == ("delete", "a", {"deal": "d1", "contact": "k1"})
+
+
+def made(stored: Value = "a") -> Deed:
+    found = folded([line("text", None, "a", "create", stored=stored)])
+    assert found is not None
+    return found
+
+
+def test_a_made_record_goes_unless_somebody_worked_on_it() -> None:
+    """Each reason to keep it is told by its name."""
+    at = standing(Side.RIGHT, {"text": "a", "set": None}, {"text": "a", "set": None}, {"text": "a"}, {"text": "a"})
+    assert at.target is not None
+    operation, left = undo(made(), at, FIELDS, "r1")
+    assert operation is not None and (operation.verb, operation.source, operation.undoes, left) == (
+        "delete", "p1", "r1", (),
+    )  # fmt: skip
+    moved = sighted("c1", {"text": "a", "set": frozenset("x")}, {"text": "a", "set": None})
+    gone = sighted("c1", {}, {}, is_deleted=True)
+    locked = sighted("c1", {"text": "a", "set": None}, {"text": "a", "set": None}, locked={"*": "closed"})
+    cases = {
+        "gone already": replace(at, target=gone),
+        "edited since: set": replace(at, target=moved),
+        "edited since: text": replace(at, later={(Side.RIGHT, "text"): "was"}),
+        "others refer to it: deal 7": replace(at, dependants=("deal 7",)),
+        "on hold: by Anna": replace(at, holds={Side.LEFT: "by Anna"}),
+        "locked: closed": replace(at, target=locked),
+        "cannot be deleted there": replace(at, can_delete=False),
+    }
+    for reason, case in cases.items():
+        operation, left = undo(made(), case, FIELDS, "r1")
+        assert (operation, [each.reason for each in left]) == (None, [reason])
+
+
+def test_what_the_system_stored_is_ours_as_well_as_what_was_sent() -> None:
+    """A phone number comes back normalised; that was no edit."""
+    at = standing(Side.RIGHT, {"text": "A.", "set": None}, {"text": "A.", "set": None}, {"text": "a"}, {"text": "a"})
+    operation, _ = undo(made(stored="A."), at, FIELDS, "r1")
+    assert operation is not None
+    operation, _ = undo(made(), at, FIELDS, "r1")
+    assert operation is None
+
+
+def test_a_removed_record_comes_back_from_its_living_counterpart_or_as_a_relation() -> None:
+    """A free counterpart is its source again; a relation stands alone; anything else is left with the way back."""
+    removed = Deed("company", Side.RIGHT, "delete", "p1", "c1", {"text": line("text", "a", None, "delete")})
+    relation = replace(removed, kind="deal_contact", refs={"deal": "d1", "contact": "k1"})
+    gone = sighted("c1", {}, {}, is_deleted=True)
+    alone = Standing(gone, sighted("p1", {"text": "b"}, {}))
+    operation, _ = undo(removed, alone, FIELDS, "r1")
+    assert operation is not None
+    assert (operation.verb, operation.source, operation.steps["text"].value) == ("create", "p1", "b")
+    taken = replace(alone, is_source_taken=True)
+    operation, _ = undo(relation, taken, FIELDS, "r1")
+    assert operation is not None
+    assert (operation.source, operation.refs, operation.steps["text"].value) == (None, relation.refs, "a")
+    for case, of, reason in (
+        (taken, removed, "deleted, and cannot be brought back from here"),
+        (replace(taken, by_hand="ask support"), removed, "deleted; ask support"),
+        (replace(taken, refs_gone=frozenset({"deal"})), relation, "names a deal that is gone"),
+        (replace(alone, holds={Side.LEFT: "by Anna"}), removed, "on hold: by Anna"),
+        (replace(alone, target=sighted("c1", {"text": "a"}, {})), removed, "there again"),
+    ):
+        operation, left = undo(of, case, FIELDS, "r1")
+        assert (operation, [each.reason for each in left]) == (None, [reason])
+    operation, _ = undo(removed, replace(alone, holds={Side.LEFT: held_because("r0")}), FIELDS, "r1")
+    assert operation is not None
+
+
+def test_what_must_not_be_written_is_left() -> None:
+    """Locks, holds, fields that are read only or not synced any more, lost links: each by its name."""
+    at = standing(Side.RIGHT, {"text": "b"}, {"text": "b"}, {"text": "b"}, {"text": "b"})
+    assert at.target is not None
+    wrote = folded([line("text", "a", "b")])
+    assert wrote is not None
+    fixed = replace(FIELDS, right_writable=frozenset())
+    none = replace(FIELDS, types={})
+    locked = replace(at.target, record=replace(at.target.record, locked={"text": "a formula"}))
+    for case, fields, reason in (
+        (replace(at, target=locked), FIELDS, "locked: a formula"),
+        (replace(at, holds={Side.RIGHT: "by Anna"}), FIELDS, "on hold: by Anna"),
+        (at, fixed, "not writable"),
+        (at, none, "not synced any more"),
+        (replace(at, is_linked=False), FIELDS, "it is not linked any more"),
+        (replace(at, target=None), FIELDS, "the record is gone"),
+    ):
+        operation, left = undo(wrote, case, fields, "r1")
+        assert (operation, [each.reason for each in left]) == (None, [reason])
