@@ -262,7 +262,7 @@ def test_a_field_that_means_something_else_is_met_anew_and_one_switched_off_is_l
     world.clock.sleep(3 * 3_600)
     world.settle()
     for id_, value in ((first, "theirs"), (second, None)):
-        stored = world.crm.records["contact", crm[id_]]
+        stored = world.crm.records["contact"][crm[id_]]
         stored.record = replace(stored.record, values={**stored.record.values, "strategy": value})
     assert remap(world, {"strategy": "another field"}) == {"contact": ["strategy"]}
     world.settle()
@@ -283,7 +283,7 @@ def test_a_one_way_field_that_is_met_anew_empties_nothing(engine: Engine) -> Non
     remap(world)
     (id_,) = people(world, 1)
     crm = world.links("contact")[id_]
-    stored = world.crm.records["contact", crm]
+    stored = world.crm.records["contact"][crm]
     stored.record = replace(stored.record, values={**stored.record.values, "strategy": "theirs"})
     remap(world, {"strategy": "another field"})
     world.settle()
@@ -307,7 +307,7 @@ def test_a_field_that_vanished_is_named_and_nothing_is_forgotten(world: World) -
 
 def vanish(world: World, kind: str, ids: Sequence[str]) -> dict[Any, Any]:
     """Records of the CRM that neither a listing nor a read shows; gives them back."""
-    return {(kind, id_): world.crm.records.pop((kind, id_)) for id_ in ids}
+    return {id_: world.crm.records[kind].pop(id_) for id_ in ids}
 
 
 def test_a_doubted_listing_leaves_a_plan_that_is_applied_only_if_the_records_are_gone(world: World) -> None:
@@ -326,7 +326,7 @@ def test_a_doubted_listing_leaves_a_plan_that_is_applied_only_if_the_records_are
         ["8 of 12 known contact are missing from a listing (crm)"]
     ]
     assert [row for row in world.rows(s.sighting) if row.is_deleted] == []
-    world.crm.records |= hidden
+    world.crm.records["contact"] |= hidden
     with pytest.raises(PlanMovedError, match="is there after all"):
         world.apply(plan)
     assert world.writes() == before
@@ -377,7 +377,7 @@ def test_a_project_that_suddenly_shows_no_prospects_is_not_believed(world: World
         world.run()
     assert operations(world) == [("delete", "deal_contact", ())] * 10
     assert world.writes() == before
-    world.crm.records |= hidden
+    world.crm.records["deal_contact"] |= hidden
     world.run()
     assert world.writes() == before
     world.crm.remove("deal_contact", emptied[0])
@@ -418,7 +418,7 @@ def test_a_remote_clock_that_jumps_ahead_and_back_hides_no_edit(world: World, si
     system.now = lambda: world.clock() + timedelta(days=3)
     system.edit("contact", own[moved], first_name="Future")
     system.now = world.clock
-    stored = system.records["contact", own[moved]]
+    stored = system.records["contact"][own[moved]]
     stored.visible_at = stored.indexed_at = world.clock()
     world.settle()
     assert other.get("contact", theirs[moved]).values["first_name"] == "Future"
