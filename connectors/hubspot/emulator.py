@@ -154,6 +154,7 @@ class HubSpotEmulator(Emulator):
         self.currency = currency
         self.time_zone = time_zone
         self.portal_id = portal_id
+        self._gone: set[tuple[str, str]] = set()
         self.association_page = association_page
         # Whether a batch of associations replaces the labels of a pair, as a single PUT does, or adds to them.
         self.associating_replaces = True
@@ -306,6 +307,13 @@ class HubSpotEmulator(Emulator):
         """Add a property to the portal."""
         with self.lock:
             self._defined[type_][name] = _definition(name, kind, shape, **more)
+
+    def undefine(self, type_: str, name: str, *, is_silent: bool = True) -> None:
+        """Take a property out of the portal. Reads that ask for it leave it out, or are refused."""
+        with self.lock:
+            del self._defined[type_][name]
+            if is_silent:
+                self._gone.add((type_, name))
 
     def get(self, type_: str, id_: str) -> dict[str, str] | None:
         """The properties of a live record, None if it is archived or gone."""
@@ -895,7 +903,7 @@ class HubSpotEmulator(Emulator):
             raise Answer(400, _error_body("VALIDATION_ERROR", f"{name} is not a unique property"))
 
     def _asked(self, type_: str, names: Sequence[str]) -> list[str]:
-        found = [each for each in names if each]
+        found = [each for each in names if each and (type_, each) not in self._gone]
         unknown = [each for each in found if each not in self._known(type_)]
         if unknown:
             raise Answer(400, _error_body("VALIDATION_ERROR", f"unknown properties {unknown}"))

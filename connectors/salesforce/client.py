@@ -515,7 +515,10 @@ class Client:
     def _session(self) -> Salesforce:
         if self._sf is None:
             answer = self._wire.call(lambda: self._guarded(self._token, "token"), effect="read")
-            self._who = str(answer.get("id") or "")
+            before, self._who = _WHO.search(self._who), str(answer.get("id") or "")
+            now = _WHO.search(self._who)
+            if before is not None and now is not None and before[1] != now[1]:
+                raise ConfigError("a new token of this credential belongs to another org than the one before")
             self._sf = Salesforce(
                 session_id=answer["access_token"],
                 instance_url=self._instance(answer.get("instance_url")),

@@ -108,7 +108,7 @@ def _meet_anew(tx: Connection, pair_id: str, kind: str, names: Sequence[str]) ->
     tx.execute(
         update(s.link)
         .where(s.link.c.pair == pair_id, s.link.c.kind == kind)
-        .values(left_base=s.link.c.left_base - gone, right_base=s.link.c.right_base - gone)
+        .values(left_base=s.link.c.left_base.op("-")(gone), right_base=s.link.c.right_base.op("-")(gone))
     )
     feed = (s.feed.c.pair == pair_id, s.feed.c.kind == kind)
     tx.execute(update(s.feed).where(*feed, s.feed.c.parent == "").values(listed_at=None))
@@ -171,10 +171,16 @@ def approve(engine: Engine, pair_id: str, at: datetime) -> None:
 
 
 def resume(engine: Engine, pair_id: str, at: datetime) -> None:
-    """A person has seen why a pair halted or was paused and says go: no brake holds its next run."""
-    approve(engine, pair_id, at)
+    """A person has seen why a pair halted and says go: no brake holds its next run.
+
+    One that was only paused goes on as it was: what piled up meanwhile is braked as ever.
+    """
+    row = find(engine, pair_id)
+    if row.halted_reason is not None or row.paused_at is None:
+        approve(engine, pair_id, at)
+    values = {"paused_at": None} | ({"is_waived": True} if row.halted_reason is not None else {})
     with engine.begin() as tx:
-        tx.execute(update(s.pair).where(s.pair.c.id == pair_id).values(paused_at=None, is_waived=True))
+        tx.execute(update(s.pair).where(s.pair.c.id == pair_id).values(values))
 
 
 def end_waiver(engine: Engine, pair_id: str) -> None:

@@ -189,6 +189,28 @@ def test_without_approval_every_run_halts_again(desk: Desk) -> None:
     pair.assert_in_step()
 
 
+def test_one_record_is_paused_and_let_go_by_its_ref(desk: Desk) -> None:
+    """Named as hubspot:ID or propstreet:ID; listed with its reason; one that nobody knows is an error."""
+    pair = desk.tenant("hubspot")
+    pair.seed(contacts=1, deals=0)
+    assert syncd("backfill", "nordhaus").code == 0
+    (contact,) = [each["id"] for each in pair.hub.all("contacts") if each["email"] == "hub0@example.com"]
+    said = syncd("pause", "nordhaus", "--record", f"propstreet:{contact}")
+    assert (said.code, said.out) == (0, f"nordhaus/hubspot: contact propstreet:{contact} is held still\n")
+    pair.hub_rename("hub0@example.com", "Nyman")
+    assert syncd("run", "nordhaus").code == 0
+    assert pair.picture()["crm contact"]["hub0@example.com", "Hanna0", "Berg"] == 1
+    (listed,) = json.loads(syncd("status", "nordhaus", "--excluded", "--json").out)
+    assert (listed["propstreet"], listed["reason"]) == (contact, "held still: paused by a person")
+    assert "1 held still" in syncd("status", "nordhaus").out
+    said = syncd("resume", "nordhaus", "--record", f"hubspot:{listed['crm']}")
+    assert said.out == f"nordhaus/hubspot: contact hubspot:{listed['crm']} catches up with the next run\n"
+    assert syncd("run", "nordhaus").code == 0
+    assert pair.picture()["crm contact"]["hub0@example.com", "Hanna0", "Nyman"] == 1
+    assert syncd("pause", "nordhaus", "--record", "hubspot:999").code == 2
+    assert syncd("pause", "nordhaus", "--record", "999").code == 2
+
+
 def test_resume_is_an_approval_too(desk: Desk) -> None:
     """After resume the next run goes ahead without a plan being named."""
     pair = desk.tenant("salesforce")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd.core import mapping
-from syncd.core.guard import Census, Limit, Limits, brakes, shrunken
+from syncd.core.guard import Census, Limit, Limits, brakes, emptied, shrunken
 from syncd.core.mapping import UnfitValueError
 from syncd.core.merge import Step
 from syncd.core.model import Address, FieldType, Money, Side, Value, Verb, is_safe_id
-from syncd.core.plan import Operation
-from syncd.core.watermark import advance, less
+from syncd.core.plan import Operation, is_ripe
+from syncd.core.watermark import advance, less, within
 
 
 def census(verb: Verb, count: int, *, value: Value = None, before: Value = "x") -> Census:
@@ -32,7 +32,7 @@ def census(verb: Verb, count: int, *, value: Value = None, before: Value = "x") 
         (census("delete", 6), "would delete 6 deal of 40 linked (crm)"),
         (census("create", 201), "would create 201 deal beside 40 linked (crm)"),
         (census("update", 11), "would empty fields of 11 deal of 40 linked (crm)"),
-        (census("update", 101, value="new"), "would change name on 101 deal of 40 linked (crm)"),
+        (census("update", 26, value="new"), "would change name on 26 deal of 40 linked (crm)"),
     ],
 )
 def test_a_plan_past_a_limit_waits_with_its_reason(found: Census, reason: str) -> None:
@@ -44,6 +44,101 @@ def test_a_plan_past_a_limit_waits_with_its_reason(found: Census, reason: str) -
 def test_a_plan_within_the_limits_runs(found: Census) -> None:
     """A handful is always allowed."""
     assert brakes(found, {"deal": 40}, Limits(), is_approved=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("found", "linked", "waits"),
+    [
+        (census("delete", 1), 1, False),
+        (census("delete", 2), 2, False),
+        (census("delete", 3), 3, True),
+        (census("delete", 2), 3, False),
+        (census("update", 3), 3, True),
+        (census("update", 2), 3, False),
+        (census("update", 3, value="new"), 3, False),
+        (census("create", 3), 0, False),
+        (census("delete", 500), 10_000, False),
+        (census("delete", 501), 10_000, True),
+        (census("update", 5_001, value="new"), 10_000, True),
+        (census("update", 5_000, value="new"), 10_000, False),
+        (census("create", 2_501), 10_000, True),
+    ],
+)
+def test_the_brakes_fit_a_tenant_of_three_records_and_one_of_ten_thousand(
+    found: Census, linked: int, waits: bool
+) -> None:
+    """All that there is of a kind is no handful, however small it is; a large tenant has its share."""
+    assert bool(brakes(found, {"deal": linked}, Limits(), is_approved=True)) is waits
+
+
+@pytest.mark.parametrize(("before", "waits"), [(0, False), (15, False), (16, True)])
+def test_small_deletions_add_up_over_a_day(before: int, waits: bool) -> None:
+    """What one run may not do at once, many runs may not do one by one; the reason tells both counts."""
+    deleted = {("deal", Side.RIGHT): before, ("deal", Side.LEFT): 900, ("contact", Side.RIGHT): 900}
+    found = brakes(census("delete", 5), {"deal": 40}, Limits(), is_approved=True, deleted=deleted)
+    told = f"would delete 5 deal of 40 linked (crm), {before + 5} within a day"
+    assert found == ((told,) if waits else ())
+
+
+@pytest.mark.parametrize(
+    ("lost", "several", "is_believed"),
+    [
+        ([], 50, True),
+        ([1, 1, 2, 2, 1, 2], 50, True),
+        ([9], 50, True),
+        ([10], 50, False),
+        ([3, 3], 2, True),
+        ([3, 3, 3], 3, False),
+        ([3, 3, 3], 50, True),
+        ([3] * 10, 50, True),
+        ([3] * 11, 50, False),
+    ],
+)
+def test_parents_that_lose_all_children_at_once_are_not_believed(
+    lost: list[int], several: int, is_believed: bool
+) -> None:
+    """One that loses a crowd, or many that lose several each. Losing an only child is everyday."""
+    assert (emptied("deal_contact", Side.LEFT, lost, several, Limits()) is None) is is_believed
+
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("clock", "told"),
+    [
+        ("2026-11-20T11:59:59.1234567Z", "2026-11-20T11:59:59.1234567Z"),
+        ("2026-11-20T12:00:59Z", "2026-11-20T12:00:59Z"),
+        ("2026-11-20T12:01:01Z", "2026-11-20T12:00:00.000Z"),
+        ("2026-11-23T12:00:00Z", "2026-11-20T12:00:00.000Z"),
+    ],
+)
+def test_a_clock_from_the_future_moves_a_watermark_no_further_than_now(clock: str, told: str) -> None:
+    """A watermark never goes back, so one from a wrong clock would hide every edit until its time has come."""
+    assert within([clock], NOON) == [told]
+
+
+@pytest.mark.parametrize(
+    ("modified", "since", "is_quiet"),
+    [
+        (-29, -29, False),
+        (-30, -30, True),
+        (-5, -299, False),
+        (-5, -300, True),
+        (None, -29, False),
+        (None, -30, True),
+        (86_400, -29, False),
+        (86_400, -30, True),
+        (-5, 86_400, True),
+    ],
+)
+def test_a_change_travels_once_it_is_quiet_or_has_waited_ten_times_as_long(
+    modified: int | None, since: int, is_quiet: bool
+) -> None:
+    """Each edit starts the delay anew, but not for ever; a clock that is wrong holds nothing up for days."""
+    at = None if modified is None else NOON + timedelta(seconds=modified)
+    assert is_ripe(at, NOON + timedelta(seconds=since), NOON, 30) is is_quiet
+    assert is_ripe(at, NOON, NOON, 0)
 
 
 def test_a_first_run_waits_and_an_empty_plan_never_does() -> None:

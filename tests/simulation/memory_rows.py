@@ -25,7 +25,7 @@ from syncd.core.model import KINDS, Address, Side, Verb
 from syncd.core.why import keep_word
 from syncd.errors import LeaseLostError, NotFoundError
 from syncd.state import schema as s
-from syncd.state.lease import TTL_SECONDS, Lease
+from syncd.state.lease import SKEW_SECONDS, TTL_SECONDS, Lease
 from syncd.state.rows import Joined, Listing, Place, Row
 from syncd.state.store import Store
 
@@ -304,7 +304,8 @@ class MemoryState:
 
     def acquire(self, holder: str, at: datetime, *, ttl_seconds: int = TTL_SECONDS) -> Lease | None:
         """Take the pair if nobody holds it, or its holder let the lease lapse; None if it is held."""
-        if self._leased_until is not None and self._leased_until > at:
+        latest = at + timedelta(seconds=ttl_seconds + SKEW_SECONDS)
+        if self._leased_until is not None and at < self._leased_until <= latest:
             return None
         with self.changing(self):
             if (left := self.run.one("running")) is not None:
