@@ -67,7 +67,7 @@ def test_what_was_not_kept_by_us_is_refused(stored: Json) -> None:
         thaw({"f": stored})
 
 
-@cases(1000)
+@cases(600)
 @given(st.data(), types)
 def test_being_the_same_has_no_order(data: st.DataObject, type_: FieldType) -> None:
     """Reflexive and symmetric for each type, and a value is never the same as nothing."""
@@ -137,7 +137,7 @@ scalars = st.one_of(
 )  # fmt: skip
 
 
-@cases(1500)
+@cases(1000)
 @given(st.sampled_from(sorted(READERS)), scalars)
 def test_a_reader_refuses_or_gives_a_value_that_it_reads_as_itself(name: str, raw: object) -> None:
     """Canonical at once: reading again changes nothing; what cannot be read names the field and nothing else."""
