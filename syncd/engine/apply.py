@@ -14,7 +14,6 @@ from dataclasses import replace
 from syncd.connector import Outcome, Rider, Verdict, Write
 from syncd.core.base import confirmed, founded, not_stored
 from syncd.core.mapping import UnfitValueError, freeze, is_cut, same
-from syncd.core.merge import Half
 from syncd.core.model import KINDS, Address, LinkState, Record, Side, Verb
 from syncd.core.plan import Operation
 from syncd.engine.context import Context
@@ -439,8 +438,7 @@ class _Batch:
         row = self.links[self._address(entry).id]
         types = self.ctx.fields(self.kind).types
         returned = record.values if record is not None else {}
-        held = Half(entry.before, row.side(self.side).base)
-        agreed = confirmed(types, self.side, entry.steps, entry.source, held, returned)
+        agreed = confirmed(types, self.side, entry.steps, entry.source, row.side(self.side).base, returned)
         ignored = not_stored(types, entry.steps, entry.before, returned)
         state, reason = self._standing(row, ignored)
         seen = {self.side: record} if record is not None else {}

@@ -129,10 +129,8 @@ class Play:
         said = {name: step.value for name, step in steps.items()}
         match operation.verb:
             case "update":
-                # As the entry of a journal keeps it: what was not told is kept as empty.
-                held = Half({name: seen[to].values.get(name) for name in steps}, dict(system.base))
                 returned = system.take(self.types, said)
-                self._move(confirmed(self.types, to, steps, source.values, held, returned))
+                self._move(confirmed(self.types, to, steps, source.values, dict(system.base), returned))
                 self.settled = {name: side for name, side in self.settled.items() if name not in steps}
             case "create":
                 system.is_deleted, system.merged_into, system.locked = False, None, {}

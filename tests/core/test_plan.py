@@ -127,6 +127,13 @@ def test_an_edit_wins_over_a_deletion_and_the_record_is_made_again(rule: OnDelet
     assert found == Decision((create,), LinkState.PENDING, why)
 
 
+def test_what_a_system_rewrites_by_itself_is_no_edit_of_a_record_whose_counterpart_went() -> None:
+    """Each type's notion of equal holds here as well."""
+    spaced = sighted("r1", {"name": "x  y", "tags": None}, {"name": "x y"})
+    rules = KindRules(deletes_to_right=OnDelete.ARCHIVE)
+    assert [op.verb for op in decide("deal", GONE, spaced, OPEN, rules).operations] == ["delete"]
+
+
 def test_a_persons_word_on_a_deletion_stands_above_rules_and_edits() -> None:
     """Kept means made again, deleted means archived, also where the tenant lets no deletion pass."""
     rules = KindRules(deletes_to_right=OnDelete.IGNORE)
