@@ -31,9 +31,9 @@ def agreed(types: Mapping[str, FieldType], left: Half, right: Half, merged: Merg
 
 
 def confirmed(
-    types: Mapping[str, FieldType], to: Side, steps: Mapping[str, Step], source: Values, target: Half, returned: Values
+    types: Mapping[str, FieldType], to: Side, steps: Mapping[str, Step], source: Values, base: Values, returned: Values
 ) -> Halves:
-    """The halves of what an update gave ``to``, of which ``target`` says what it held before.
+    """The halves of what an update gave ``to``, whose half was ``base``.
 
     What the answer does not tell is taken as given. Of a set, what the target itself added or took
     off, and the source has yet to follow, is left as it was in the target's half: it must count as
@@ -43,9 +43,8 @@ def confirmed(
     for name, step in steps.items():
         there, here = returned.get(name, step.value), source.get(name)
         if types[name] is FieldType.SET and name in returned:
-            given, wanted = elements(step.value), elements(here)
-            held, known = elements(target.now(name)), elements(target.base.get(name))
-            added, gone = (held & given) - known - wanted, (known & wanted) - held - given
+            known, given, wanted = elements(base.get(name)), elements(step.value), elements(here)
+            added, gone = given - known - wanted, (known & wanted) - given
             there = (elements(there) - added | gone) or None
         found[name] = _by_side(to, there, here)
     return found

@@ -310,9 +310,9 @@ def _after_deletion(
 ) -> Decision:
     """One side is gone. The edit wins over the deletion; else the tenant's rule for that direction holds."""
     alive = sides[gone.other]
-    half = alive.half(fields, gone.other)
-    edited = sorted(name for name, type_ in fields.types.items() if half.moved(name, type_))
-    if settled is gone.other or (edited and settled is None and not alive.record.locked.get("*")):
+    half = Half(alive.record.values, alive.base)
+    is_edited = any(half.moved(name, type_) for name, type_ in fields.types.items())
+    if settled is gone.other or (is_edited and settled is None and not alive.record.locked.get("*")):
         why = "kept by a person's word" if settled else "edited after it was deleted"
         return Decision((anew(kind, gone, alive.record, fields, why),), LinkState.PENDING, why)
     if reason := alive.record.locked.get("*"):

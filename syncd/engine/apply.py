@@ -14,7 +14,7 @@ from dataclasses import replace
 from syncd.connector import Outcome, Rider, Verdict, Write
 from syncd.core.base import confirmed, founded, not_stored
 from syncd.core.mapping import UnfitValueError, freeze, is_cut, same
-from syncd.core.merge import BY_PERSON, Chosen, Half
+from syncd.core.merge import BY_PERSON, Chosen
 from syncd.core.model import KINDS, RELATIONS, Address, Json, LinkState, Record, Side, Value, Verb
 from syncd.core.plan import Operation
 from syncd.core.undo import REFS, held_because, is_own_hold, packed
@@ -464,9 +464,9 @@ class _Batch:
         row = self.links[self._address(entry).id]
         types = self.ctx.fields(self.kind).types
         returned = record.values if record is not None else {}
-        held = Half(entry.before, row.side(self.side).base)
+        base = row.side(self.side).base
         halves: dict[str, tuple[Value | Unmoved, Value | Unmoved]] = {
-            **confirmed(types, self.side, entry.steps, entry.source, held, returned)
+            **confirmed(types, self.side, entry.steps, entry.source, base, returned)
         }
         third, done = self._third_values(entry, row)
         for name in third:

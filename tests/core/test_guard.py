@@ -9,13 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.core.guard import Census, Limit, Limits, brakes, shrunken
+from syncd.core.guard import Census, Limit, Limits, brakes, emptied, shrunken
 from syncd.core.merge import Step
 from syncd.core.model import Address, Side, Value, Verb
 from syncd.core.plan import Operation
 from tests.core.cases import cases
 
-TIGHT = Limits(Limit(1, 0.1), Limit(2, 0.1), Limit(1, 0.1), Limit(2, 0.2), Limit(1, 0.1))
+TIGHT = Limits(
+    deletes=Limit(1, 0.1),
+    deletes_in_a_day=Limit(3, 0.2),
+    creates=Limit(2, 0.1),
+    blankings=Limit(1, 0.1),
+    one_field=Limit(2, 0.2),
+    vanished=Limit(1, 0.1),
+)
 
 Planned = tuple[Operation, Mapping[str, Value]]
 
@@ -113,8 +120,10 @@ def test_each_operation_is_counted_once_by_what_it_does(plan: list[Planned]) -> 
 @cases(300)
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 20), st.floats(0, 1))
 def test_a_limit_is_its_floor_or_its_share_whichever_is_more(count: int, links: int, floor: int, share: float) -> None:
-    """Neither alone."""
-    assert Limit(floor, share).allows(count, links) == (count <= floor or count <= int(links * share))
+    """Neither alone; one that spares nobody's last record stops at all of three and more."""
+    limit = Limit(floor, share)
+    assert limit.allows(count, links) == (count <= floor or count <= int(links * share))
+    assert limit.spares(count, links) == (limit.allows(count, links) and not (links >= 3 and count >= links))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +177,8 @@ def test_the_share_of_nothing_is_nothing() -> None:
     every = Limit(0, 1.0)
     operation = Operation("deal", "update", Side.LEFT, "1", Address("2"), {"name": Step(None, "")})
     census = counted([(operation, {"name": "was"}), (replace(operation, verb="delete"), {})])
-    found = brakes(census, {"contact": 9}, Limits(every, every, every, every), is_approved=True)
+    limits = Limits(deletes=every, creates=every, blankings=every, one_field=every)
+    found = brakes(census, {"contact": 9}, limits, is_approved=True)
     assert [reason.split(" (")[0] for reason in found] == [
         "would delete 1 deal of 0 linked",
         "would empty fields of 1 deal of 0 linked",
@@ -200,10 +210,54 @@ def test_a_listing_that_lacks_more_is_not_believed_sooner(vanished: int, known: 
     assert (reason is not None) == (vanished > 0 and (is_emptied or vanished > max(1, int(known * 0.1))))
 
 
-def test_an_emptied_listing_is_not_believed_however_generous_the_limit() -> None:
-    """Three of three is an outage or a wrong account until a person says otherwise; two may be."""
-    generous = Limits(vanished=Limit(99, 1.0))
-    assert shrunken("deal", Side.LEFT, 3, 3, generous)
-    assert shrunken("deal", Side.LEFT, 3, 4, generous) is None
-    assert shrunken("deal", Side.LEFT, 2, 2, generous) is None
-    assert shrunken("deal", Side.LEFT, 0, 0, generous) is None
+def test_all_there_is_is_no_handful_however_generous_the_limit() -> None:
+    """Three of three is an outage or a wrong account until a person says otherwise; two of two may be an edit."""
+    generous = Limit(99, 1.0)
+    limits = Limits(deletes=generous, blankings=generous, one_field=generous, vanished=generous)
+    delete = Operation("deal", "delete", Side.LEFT, "1", Address("2"))
+    blank = Operation("deal", "update", Side.LEFT, "1", Address("2"), {"name": Step(None, "")})
+    for count, linked_, is_stopped in ((3, 3, True), (4, 3, True), (3, 4, False), (2, 2, False)):
+        census = counted([(delete, {}), (blank, {"name": "was"})] * count)
+        assert len(brakes(census, {"deal": linked_}, limits, is_approved=True)) == 2 * is_stopped
+        vanished = min(count, linked_)
+        assert (shrunken("deal", Side.LEFT, vanished, linked_, limits) is not None) is is_stopped
+    assert shrunken("deal", Side.LEFT, 0, 0, limits) is None
+
+
+def test_a_row_of_small_runs_deletes_no_more_in_a_day_than_one_large_one() -> None:
+    """What earlier runs deleted counts, by kind and side, against what was linked when the day began."""
+    delete = Operation("deal", "delete", Side.LEFT, "1", Address("2"))
+    census = counted([(delete, {})])
+
+    def stopped(before: int, links: int, side: Side = Side.LEFT, kind: str = "deal") -> tuple[str, ...]:
+        return brakes(census, {"deal": links}, TIGHT, is_approved=True, deleted={(kind, side): before})
+
+    assert stopped(2, 5) == ()
+    assert stopped(3, 5) == ("would delete 1 deal of 5 linked (propstreet), 4 within a day",)
+    assert stopped(3, 16) == ("would delete 1 deal of 16 linked (propstreet), 4 within a day",)
+    assert stopped(3, 17) == ()
+    assert stopped(9, 5, Side.RIGHT) == stopped(9, 5, kind="contact") == stopped(0, 5) == ()
+    assert brakes(census, {}, TIGHT, is_approved=True, deleted={("deal", Side.LEFT): 1}) == ()
+    alone = Limits(deletes=Limit(9, 0.0), deletes_in_a_day=Limit(0, 0.0))
+    assert brakes(census, {"deal": 5}, alone, is_approved=True) == ()
+    assert brakes(census, {"deal": 5}, alone, is_approved=True, deleted={("deal", Side.LEFT): 1}) != ()
+
+
+@pytest.mark.parametrize(
+    ("lost", "several", "reason"),
+    [
+        ([], 9, None),
+        ([2, 2, 2, 2], 9, None),
+        ([3], 9, None),
+        ([3, 4, 2], 9, "2 of 9 parents lost all of their 7 known deal at once (crm)"),
+        ([3, 4], 20, None),
+        ([9], 20, None),
+        ([10], 20, "1 of 20 parents lost all of their 10 known deal at once (crm)"),
+        ([3] * 3, 3, "3 of 3 parents lost all of their 9 known deal at once (crm)"),
+    ],
+)
+def test_parents_that_lose_all_their_children_are_doubted_together_and_a_crowd_by_itself(
+    lost: list[int], several: int, reason: str | None
+) -> None:
+    """One or two children go every day; whole families at once are an outage until they are seen again."""
+    assert emptied("deal", Side.RIGHT, lost, several, TIGHT) == reason

@@ -79,7 +79,7 @@ def reviewed(found: Matched) -> dict[tuple[Side, str], dict[str, tuple[frozenset
     return {(r.side, r.id): {c.id: (frozenset(c.reasons), c.linked_to) for c in r.candidates} for r in found.reviews}
 
 
-@cases(1000)
+@cases(600)
 @given(suspects("l", "r"), suspects("r", "l"), never_pairs)
 def test_swapping_the_sides_swaps_the_matches(
     lefts: list[Suspect], rights: list[Suspect], never: frozenset[tuple[str, str]]
@@ -97,7 +97,7 @@ def test_swapping_the_sides_swaps_the_matches(
     }
 
 
-@cases(1000)
+@cases(600)
 @given(suspects("l", "r"), suspects("r", "l"), never_pairs)
 def test_nobody_is_linked_twice_or_when_taken_or_when_kept_apart(
     lefts: list[Suspect], rights: list[Suspect], never: frozenset[tuple[str, str]]
@@ -115,7 +115,7 @@ def test_nobody_is_linked_twice_or_when_taken_or_when_kept_apart(
         assert not shown & never
 
 
-@cases(500)
+@cases(400)
 @given(suspects("l", "r"), suspects("r", "l"), never_pairs, st.randoms(use_true_random=False))
 def test_neither_order_nor_strangers_change_who_is_matched(
     lefts: list[Suspect], rights: list[Suspect], never: frozenset[tuple[str, str]], random: object

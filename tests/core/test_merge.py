@@ -51,7 +51,7 @@ def plain(steps: Mapping[str, Step]) -> dict[str, Value]:
     return {name: step.value for name, step in steps.items()}
 
 
-@cases(1500)
+@cases(800)
 @given(st.data(), types, policies, answers)
 def test_swapping_the_sides_swaps_the_answer(
     data: st.DataObject, type_: FieldType, policy: Policy, answer: Side | None
@@ -72,7 +72,7 @@ def test_swapping_the_sides_swaps_the_answer(
     ]
 
 
-@cases(500)
+@cases(300)
 @given(halves, halves, policies)
 def test_merging_again_after_the_writes_finds_nothing_to_do(left: Half, right: Half, policy: Policy) -> None:
     """A fixed point: write what was asked for, move the base where no conflict is held, and all is quiet."""
@@ -92,7 +92,7 @@ def test_merging_again_after_the_writes_finds_nothing_to_do(left: Half, right: H
     assert again.held == merged.held
 
 
-@cases(500)
+@cases(300)
 @given(values, values, st.sampled_from(OnConflict))
 def test_with_one_side_untouched_the_other_always_survives(
     base: dict[str, Value], right: dict[str, Value], rule: OnConflict
@@ -109,7 +109,7 @@ def test_with_one_side_untouched_the_other_always_survives(
         assert same(TYPES[name], value, right[name])
 
 
-@cases(500)
+@cases(300)
 @given(halves, halves, policies)
 def test_a_locked_side_is_never_written_and_says_why(left: Half, right: Half, policy: Policy) -> None:
     """A lock stops every write to that side; what it stopped is listed with its reason."""
@@ -121,7 +121,7 @@ def test_a_locked_side_is_never_written_and_says_why(left: Half, right: Half, po
     assert merged.to_right == open_.to_right
 
 
-@cases(500)
+@cases(300)
 @given(halves, halves, policies)
 def test_a_conflict_keeps_both_values_and_a_held_one_is_written_nowhere(
     left: Half, right: Half, policy: Policy
@@ -182,7 +182,7 @@ def merged_sets(left: frozenset[str], right: frozenset[str], base: frozenset[str
     return written(on_left, merged, Side.LEFT)["set"], written(on_right, merged, Side.RIGHT)["set"]
 
 
-@cases(500)
+@cases(300)
 @given(whole, whole, whole)
 def test_a_set_is_merged_element_by_element_in_either_order_and_once(
     left: frozenset[str], right: frozenset[str], base: frozenset[str]
@@ -194,7 +194,7 @@ def test_a_set_is_merged_element_by_element_in_either_order_and_once(
     assert merged_sets(wanted, wanted, base) == (wanted or None, wanted or None)
 
 
-@cases(500)
+@cases(300)
 @given(whole, whole, whole, whole)
 def test_two_sets_that_were_apart_take_over_only_what_moved(
     left: frozenset[str], right: frozenset[str], left_base: frozenset[str], right_base: frozenset[str]
@@ -220,7 +220,7 @@ def test_a_set_that_loses_its_last_element_is_empty() -> None:
     assert merged_sets(frozenset("x"), frozenset(), frozenset("x")) == (None, None)
 
 
-@cases(1000)
+@cases(600)
 @given(st.data(), types, policies, answers)
 def test_nothing_equal_locked_or_unwritable_is_written_and_no_loser_is_forgotten(
     data: st.DataObject, type_: FieldType, policy: Policy, answer: Side | None
@@ -247,7 +247,7 @@ def test_nothing_equal_locked_or_unwritable_is_written_and_no_loser_is_forgotten
     assert not merged.held or not (merged.to_left or merged.to_right or merged.blocked)
 
 
-@cases(500)
+@cases(300)
 @given(st.data(), types, st.sampled_from(OnConflict))
 def test_a_change_on_one_side_reaches_the_other_even_one_that_is_silent(
     data: st.DataObject, type_: FieldType, rule: OnConflict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 
 import pytest
@@ -23,6 +24,7 @@ from syncd.core.plan import (
     Welcome,
     When,
     decide,
+    is_ripe,
     payable,
     priced,
     welcome,
@@ -47,7 +49,7 @@ def turned(operation: Operation) -> Operation:
     return replace(operation, side=operation.side.other, steps=steps)
 
 
-@cases(1000)
+@cases(600)
 @given(st.data(), types, policies, answers, answers, st.sampled_from(OnDelete), st.sampled_from(OnDelete))
 def test_swapping_the_sides_of_a_link_swaps_its_decision(
     data: st.DataObject, type_: FieldType, policy: Policy, answer: Side | None, whole: Side | None, to_left: OnDelete,
@@ -123,6 +125,13 @@ def test_an_edit_wins_over_a_deletion_and_the_record_is_made_again(rule: OnDelet
         "deal", "create", Side.LEFT, "r1", None, {"name": Step("x", "created")}, {"contact": "7"}, why=why
     )
     assert found == Decision((create,), LinkState.PENDING, why)
+
+
+def test_what_a_system_rewrites_by_itself_is_no_edit_of_a_record_whose_counterpart_went() -> None:
+    """Each type's notion of equal holds here as well."""
+    spaced = sighted("r1", {"name": "x  y", "tags": None}, {"name": "x y"})
+    rules = KindRules(deletes_to_right=OnDelete.ARCHIVE)
+    assert [op.verb for op in decide("deal", GONE, spaced, OPEN, rules).operations] == ["delete"]
 
 
 def test_a_persons_word_on_a_deletion_stands_above_rules_and_edits() -> None:
@@ -439,3 +448,33 @@ def test_a_new_record_is_given_bare_amounts_only_in_its_currency() -> None:
     assert payable(values, BARE, "SEK") == {"fee": EUR, "name": "x"}
     assert payable({"amount": SEK, "name": "x"}, BARE, "SEK") == {"amount": SEK, "name": "x"}
     assert payable({"amount": None}, BARE, "SEK") == {"amount": None}
+
+
+# --- half-typed values --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("moved", "since", "delay", "wanted"),
+    [
+        (-60, -60, 60, True),
+        (-59, -59, 60, False),
+        (-59, -599, 60, False),
+        (-59, -600, 60, True),
+        (-60, 0, 60, True),
+        (60, -59, 60, False),
+        (61, -59, 60, False),
+        (61, -60, 60, True),
+        (None, -60, 60, True),
+        (None, -59, 60, False),
+        (0, 600, 60, False),
+        (0, 601, 60, True),
+        (0, 0, 0, True),
+        (None, 0, 0, True),
+    ],
+)
+def test_a_change_travels_once_it_is_quiet_or_has_waited_for_long(
+    moved: int | None, since: int, delay: float, wanted: bool
+) -> None:
+    """By its own clock, or by when it was first seen where that clock tells nothing or is wrong."""
+    at = None if moved is None else LATE + timedelta(seconds=moved)
+    assert is_ripe(at, LATE + timedelta(seconds=since), LATE, delay) is wanted

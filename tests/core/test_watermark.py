@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd.core.mapping import UnfitValueError, instant
-from syncd.core.watermark import advance, is_later, less
+from syncd.core.watermark import advance, is_later, less, within
 from tests.core.cases import cases
 
 Clock = tuple[str, Fraction]
@@ -110,3 +110,13 @@ def test_an_overlap_reaches_back_exactly_and_is_told_to_the_microsecond(clock: C
 def test_an_empty_clock_has_nothing_before_it() -> None:
     """It stays what it is."""
     assert less("", 60) == ""
+
+
+def test_a_clock_from_the_future_is_cut_to_ours_and_any_other_stays_as_it_was_told() -> None:
+    """A minute is what clocks differ; what tells no time is left alone."""
+    now = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
+    kept = ["2026-01-01T12:01:00.1234560Z", "2026-01-01T11:00:00+02:00", ""]
+    ahead = ["2026-01-01T12:01:00.123457Z", "2027-01-01T00:00:00Z"]
+    assert within([*kept, *ahead, kept[1]], now) == [*kept, *["2026-01-01T12:00:00.123Z"] * 2, kept[1]]
+    with pytest.raises(UnfitValueError, match=r"^clock: "):
+        within(["soon"], now)
