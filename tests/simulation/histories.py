@@ -1,0 +1,74 @@
+"""Histories as cases: played in memory, made smaller where they are broken, kept as regressions."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tests.simulation.memory_rows import MemoryState
+from tests.simulation.promises import broken
+from tests.simulation.world import Simulation, Tally
+
+#: So many histories at most are played to make one smaller.
+PATIENCE = 150
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One history: a seed, its number of steps, and those that are left out."""
+
+    seed: int
+    steps: int
+    left_out: frozenset[int] = frozenset()
+
+    def __str__(self) -> str:
+        kept = [number for number in range(self.steps) if number not in self.left_out]
+        return f"{len(kept)} steps do: keeping({self.seed}, {self.steps}, {kept})"
+
+
+def keeping(seed: int, steps: int, kept: Iterable[int]) -> Case:
+    """A case by the steps that stay, as ``str`` shows it."""
+    return Case(seed, steps, frozenset(range(steps)) - frozenset(kept))
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """How a history ended."""
+
+    seed: int
+    case: Case
+    tally: Tally
+    trace: str
+    broken: tuple[str, ...]
+
+
+def play(seed: int, steps: int, left_out: frozenset[int] = frozenset()) -> Played:
+    """Play one history in memory and hold the world against the promises. An exception breaks one too."""
+    simulation = Simulation(MemoryState(), seed, steps, left_out=left_out)
+    try:
+        simulation.play()
+        found = broken(simulation)
+    except Exception:  # noqa: BLE001 - whatever it is, it breaks the history, and is told
+        found = ["no crash: " + traceback.format_exc(limit=-4)]
+    return Played(seed, Case(seed, steps, left_out), simulation.tally, simulation.trace, tuple(found))
+
+
+def shrink(found: Played) -> Case:
+    """A smaller history that breaks the same promise: steps are left out, first many at once, then one by one."""
+    promise = found.broken[0].split(":")[0]
+    case, patience = found.case, PATIENCE
+    size = max(1, case.steps // 2)
+    while size and patience:
+        start, is_smaller = 0, False
+        while start < case.steps and patience:
+            extra = frozenset(range(start, min(case.steps, start + size))) - case.left_out
+            if extra:
+                patience -= 1
+                tried = play(case.seed, case.steps, case.left_out | extra)
+                if any(each.split(":")[0] == promise for each in tried.broken):
+                    case, is_smaller = tried.case, True
+            start += size
+        if not is_smaller or size > 1:
+            size //= 2
+    return case
