@@ -190,8 +190,8 @@ def _held(engine: Engine, scope: Scope) -> Iterator[dict[str, Json]]:
 
 
 def _alone(scope: Scope, state: str) -> Any:
-    """Records without a link; new ones only if there is a reason why they were not made."""
-    is_told = s.sighting.c.reason != "" if state == "new" else true()
+    """Records without a link; new ones only if there is a reason why they were not made, and not just their age."""
+    is_told = s.sighting.c.reason.not_in(["", SETTLING]) if state == "new" else true()
     return (
         select(s.sighting)
         .where(scope.covers(s.sighting.c.pair), s.sighting.c.state == state, ~s.sighting.c.is_linked, is_told)

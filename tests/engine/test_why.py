@@ -397,3 +397,12 @@ def test_what_nobody_knows_cannot_be_kept_apart(world: World) -> None:
         answers.keep_apart(world.engine, "t/crm", None, left, "c99999", world.clock())
     with pytest.raises(NotFoundError, match="propstreet:p99999 is known of t/crm"):
         answers.keep_apart(world.engine, "t/crm", None, "p99999", right, world.clock())
+
+
+def test_a_record_that_is_only_too_young_is_not_listed_as_left_out(engine: Engine) -> None:
+    """What waits for its own quiet is counted elsewhere; the list is of what somebody has to do something about."""
+    world = World(engine, kinds=rules(contact=KindRules(settle_seconds=600)))
+    left = world.hub.add("contact", {"email": "anna@nordhaus.se"})
+    world.run()
+    assert world.states("contact")[left] == ("new", "settling")
+    assert list(desk.excluded(world.engine, Scope())) == []
