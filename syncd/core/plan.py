@@ -50,7 +50,7 @@ class When:
         return all(
             name not in record.native
             or (record.native[name] or "") in allowed
-            or (record.native.get(f"{name}:label") or "") in allowed
+            or record.native.get(f"{name}:label") in allowed
             for name, allowed in self.fields.items()
         )
 

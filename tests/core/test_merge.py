@@ -328,6 +328,15 @@ def test_each_write_names_the_rule_behind_it() -> None:
         assert {step.rule for step in (*merged.to_left.values(), *merged.to_right.values())} == {rule}
 
 
+@pytest.mark.parametrize("flow", Flow)
+def test_a_value_that_was_only_spelled_anew_has_not_moved(flow: Flow) -> None:
+    """Two sides that are apart for good stay so, whichever of them is rewritten by its own system."""
+    one, spaced, other = {"text": "a b"}, {"text": "a  b"}, {"text": "x"}
+    still, respelled = Half(other, other, LATE, {}, WRITABLE), Half(spaced, one, EARLY, {}, WRITABLE)
+    assert merge({"text": FieldType.TEXT}, respelled, still, {"text": Policy(flow)}) == Merged()
+    assert merge({"text": FieldType.TEXT}, still, respelled, {"text": Policy(flow)}) == Merged()
+
+
 def test_a_lock_on_the_field_is_named_before_the_lock_on_the_record() -> None:
     """The nearer reason is the one that helps."""
     assert Half({}, {}, locked={"text": "calculated", "*": "closed"}).lock("text") == "calculated"

@@ -241,7 +241,10 @@ def test_what_one_system_cannot_write_or_show_is_asked_of_the_right_side() -> No
     shut = Fields(TYPES, ALL, none, ALL, ALL)
     mute = Fields(TYPES, ALL, ALL, ALL, ALL, none, ALL)
     assert decide("deal", left, right, OPEN, KindRules()).operations == ()
-    assert decide("deal", left, right, shut, KindRules()).operations == ()
+    told = sighted("r1", {"name": "was"}, {"name": "was"})
+    # Only one side can be given anything, so that the other one's word is what holds.
+    assert [op.side for op in decide("deal", left, told, shut, KindRules()).operations] == [Side.LEFT]
+    assert [op.side for op in decide("deal", left, told, OPEN, KindRules()).operations] == [Side.RIGHT]
     assert [op.side for op in decide("deal", left, right, mute, KindRules()).operations] == [Side.RIGHT]
     mute = Fields(TYPES, ALL, ALL, ALL, ALL, ALL, none)
     assert decide("deal", left, right, mute, KindRules()).operations == ()
@@ -310,7 +313,10 @@ def test_a_filter_admits_by_value_or_label_and_shuts_nobody_out_for_what_is_not_
     assert not When({"pipeline": ("1", "Real estate"), "owner": ("me",)}).admits(
         replace(record, native={**native, "owner": "you"})
     )
-    assert When({"owner": ("", "me")}).admits(replace(record, native={"owner": None}))
+    nobody = When({"owner": ("", "me")})
+    assert nobody.admits(replace(record, native={"owner": None}))
+    assert not nobody.admits(replace(record, native={"owner": "you"}))
+    assert not nobody.admits(replace(record, native={"owner": "you", "owner:label": "You"}))
     assert When().admits(record)
 
 
