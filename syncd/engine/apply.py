@@ -522,7 +522,7 @@ class _Batch:
         if row is not None:
             if entry.operation.undoes and self.side.other not in row.moved:
                 self.ctx.store.keep(self.side.other, row.side(self.side.other).record, self.ctx.now())
-            self.ctx.store.drop_links(self.kind, left_ids=[row.left.record.id])
+            self.ctx.store.drop_links(self.kind, self.ctx.now(), left_ids=[row.left.record.id])
             if entry.operation.undoes:
                 self._keep_alone(self.side.other, row.side(self.side.other).record.id, entry.operation.undoes)
             self._log(entry, row.left.record.id, row.right.record.id)

@@ -395,7 +395,7 @@ def _end(ctx: Context, row: LinkRow, decision: Decision) -> None:
         for side in alive:
             if side not in row.moved:
                 ctx.store.keep(side, row.side(side).record, ctx.now())
-        ctx.store.drop_links(row.kind, left_ids=[row.left.record.id])
+        ctx.store.drop_links(row.kind, ctx.now(), left_ids=[row.left.record.id])
         for side in alive:
             ctx.store.shelve(side, row.kind, {row.side(side).record.id: ("excluded", decision.reason)})
 

@@ -300,18 +300,20 @@ class Store:
         self.rows.save_sightings([sighting_row(self.pair, side, each, True, None, at) for each in gone])
         if len(heirs) != 1:
             return own
-        links[survivor.id] = self._inherit(side, survivor, heirs[0])
+        links[survivor.id] = self._inherit(side, survivor, heirs[0], at)
         return links[survivor.id]
 
-    def _inherit(self, side: Side, survivor: Record, link: Row) -> Row:
+    def _inherit(self, side: Side, survivor: Record, link: Row, at: datetime) -> Row:
         is_marked = side is Side.RIGHT and survivor.mark == link["left_id"]
-        return self._hand_over(side, link, survivor.id, {f"{side}_parent": survivor.parent, "is_marked": is_marked})
+        changes = {f"{side}_parent": survivor.parent, "is_marked": is_marked}
+        return self._hand_over(side, link, survivor.id, changes, at)
 
-    def _hand_over(self, side: Side, link: Row, survivor: str, changes: Row) -> Row:
+    def _hand_over(self, side: Side, link: Row, survivor: str, changes: Row, at: datetime) -> Row:
         """The link goes over to the survivor, and so do its children; what waited for that one is new."""
         kind, old = link["kind"], link[f"{side}_id"]
         changes = {**changes, f"{side}_id": survivor}
         self.rows.update_links([{"id": link["id"], **changes}])
+        self._end_conflicts(kind, link["left_id"], link["right_id"], at)
         self.rows.drop_sightings(side, kind, [old])
         # Children are known below the survivor now, whose next visit misses their old ids and asks after them.
         if child := CHILDREN.get(kind):
@@ -328,7 +330,7 @@ class Store:
                 if claims > 1 or self.counterparts(kind, side, [survivor]):
                     continue
                 for link in self.rows.links(side, kind, [id_]):
-                    self._hand_over(side, link, survivor, {"is_marked": False})
+                    self._hand_over(side, link, survivor, {"is_marked": False}, at)
                 self._linked_now(side, kind, [survivor], at)
 
     def _linked_now(self, side: Side, kind: str, ids: Sequence[str], at: datetime) -> None:
@@ -461,7 +463,7 @@ class Store:
             for side in Side:
                 for row in self.linked(kind, side, ids[side]):
                     self._sight_both(row, at)
-            self.drop_links(kind, left_ids=ids[Side.LEFT], right_ids=ids[Side.RIGHT])
+            self.drop_links(kind, at, left_ids=ids[Side.LEFT], right_ids=ids[Side.RIGHT])
             lefts, rights = (
                 {row["id"]: row for row in self.rows.sightings(side, kind, ids[side])} for side in Side
             )  # fmt: skip
@@ -488,10 +490,14 @@ class Store:
             "is_marked": right["mark"] == left["id"], **first_seen(Side.LEFT, left), **first_seen(Side.RIGHT, right),
         }  # fmt: skip
 
-    def drop_links(self, kind: str, *, left_ids: Sequence[str] = (), right_ids: Sequence[str] = ()) -> None:
+    def drop_links(
+        self, kind: str, at: datetime, *, left_ids: Sequence[str] = (), right_ids: Sequence[str] = ()
+    ) -> None:
         """Forget links; what is still sighted of them stands alone again, what is gone is forgotten."""
         with self.transaction():
             rows = self.rows.delete_links(kind, left_ids, right_ids)
+            for row in rows:
+                self._end_conflicts(kind, row["left_id"], row["right_id"], at)
             for side in Side:
                 ids = [row[f"{side}_id"] for row in rows]
                 self.rows.drop_sightings(side, kind, ids, only_gone=True)
@@ -613,7 +619,7 @@ class Store:
             rows.append(row)
         with self.transaction():
             ids = {Side.LEFT: [e.left.id for e in made], Side.RIGHT: [e.right.id for e in made]}
-            self.drop_links(kind, left_ids=ids[Side.LEFT], right_ids=ids[Side.RIGHT])
+            self.drop_links(kind, at, left_ids=ids[Side.LEFT], right_ids=ids[Side.RIGHT])
             self.rows.save_sightings(keeps)
             self.rows.insert_links(rows)
             for side in Side:
@@ -625,7 +631,7 @@ class Store:
         """Take a link apart: ``side``'s record must go, the other one looks for a new counterpart."""
         with self.transaction():
             self._sight_both(link, at)
-            self.drop_links(kind, left_ids=[link.left.record.id])
+            self.drop_links(kind, at, left_ids=[link.left.record.id])
             self.shelve(side, kind, {link.side(side).record.id: ("retired", reason)})
 
     def part(self, kind: str, link: LinkRow, verdicts: Mapping[Side, tuple[str, str]], at: datetime) -> None:
@@ -635,7 +641,7 @@ class Store:
             for side, record in ((Side.LEFT, link.left.record), (Side.RIGHT, right)):
                 if side not in link.moved:
                     self.keep(side, record, at)
-            self.drop_links(kind, left_ids=[link.left.record.id])
+            self.drop_links(kind, at, left_ids=[link.left.record.id])
             for side, verdict in verdicts.items():
                 self.shelve(side, kind, {link.side(side).record.id: verdict})
 
@@ -727,6 +733,12 @@ class Store:
         with self.transaction():
             over = [row["id"] for row in self._open_conflicts(link) if row["field"] not in still]
             self.rows.update_conflicts(over, {"settled_at": at, "decided": "agreed since"})
+
+    def _end_conflicts(self, kind: str, left_id: str, right_id: str, at: datetime) -> None:
+        """What two records that are linked no more disagreed on waits for nobody."""
+        over = [row["id"] for row in self.rows.open_conflicts(kind, left_id, right_id)]
+        if over:
+            self.rows.update_conflicts(over, {"settled_at": at, "decided": "the link ended"})
 
     def _open_conflicts(self, link: LinkRow) -> list[Row]:
         return self.rows.open_conflicts(link.kind, link.left.record.id, link.right.record.id)

@@ -155,6 +155,23 @@ def test_two_candidates_go_to_review_and_nothing_is_created(world: World) -> Non
     assert (review.record_id, len(review.candidates)) == (ids["contact"], 2)
 
 
+def test_a_conflict_ends_with_its_link(state: State) -> None:
+    """What two records disagreed on that are gone waits for nobody."""
+    held = KindRules(default=Policy(conflict=OnConflict.HOLD), deletes_to_right=OnDelete.ARCHIVE)
+    world = World(state, kinds=rules(contact=held))
+    contact = world.hub.add("contact", {"last_name": "Berg", "email": "anna@nordhaus.se"})
+    world.run()
+    there = world.links("contact")[contact]
+    world.hub.edit("contact", contact, last_name="Berg 2")
+    world.crm.edit("contact", there, last_name="Berg 3")
+    world.run()
+    assert [row.settled_at for row in world.rows(s.conflict)] == [None]
+    world.hub.remove("contact", contact)
+    world.crm.remove("contact", there)
+    world.run()
+    assert [row.decided for row in world.rows(s.conflict)] == ["the link ended"]
+
+
 def test_what_a_write_replaced_is_written_down_though_its_answer_never_came(state: State) -> None:
     """The effect is there, the process is not: the value that it cost is in the conflict list and the change log."""
     one_way = KindRules(policies={"last_name": Policy(Flow.TO_CRM)})
