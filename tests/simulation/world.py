@@ -245,7 +245,8 @@ class Simulation:
         self._rate, self._chaos = 0.0, _Chaos()
         self.drift = timedelta(0)
         self.crm.lag = timedelta(0)
-        self.sleep(4_000)
+        # A deep look is due by now, even if the last one was noted by a clock that was an hour fast.
+        self.sleep(8_000)
         for vendor in self.vendors.values():
             for kind in KINDS:
                 vendor.visible(kind)
