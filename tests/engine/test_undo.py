@@ -248,13 +248,17 @@ def test_a_locked_field_and_a_lost_link_are_left(world: World) -> None:
 
 
 def test_an_undo_that_is_only_looked_at_writes_nothing_and_can_be_applied(world: World) -> None:
-    """The plan is saved; applying it does what it shows."""
+    """The plan is saved; applying it does what it shows, also after an ordinary run that had plans of its own."""
     ids, run_id = edited(world)
     before = world.writes()
     world.undo(run_id, is_dry=True)
     assert world.writes() == before
     plan_id = world.plan_id
     assert plan_id is not None
+    world.hub.edit("company", ids["company"], strategy="land")
+    world.clock.sleep(10)
+    assert world.run().operations == 1
+    assert {row.id: row.state for row in world.rows(s.plan)}[plan_id] == "open"
     world.apply(plan_id)
     crm = world.links("contact")[ids["contact"]]
     assert world.crm.get("contact", crm).values["first_name"] == "Anna"
