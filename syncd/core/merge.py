@@ -263,13 +263,13 @@ def _decide(name: str, type_: FieldType, left: Half, right: Half, policy: Policy
     if type_ is FieldType.SET:
         return _union(name, left, right)
     if isinstance(settled, Chosen):
-        # Until both sides hold it, whichever of them moved since: one of the two writes may have failed.
-        halves = {Side.LEFT: on_left, Side.RIGHT: on_right}
+        # One of the two writes may fail, so that a side is asked by itself. What it made of the value is its half
+        # from then on: a side that keeps something else is not given it again.
         return _Verdict(
             {
                 side: Step(settled.value, BY_PERSON)
-                for side, held in halves.items()
-                if not same(type_, held, settled.value)
+                for side, half in ((Side.LEFT, left), (Side.RIGHT, right))
+                if half.moved(name, type_) and not same(type_, half.now(name), settled.value)
             }
         )
     if left_moved and right_moved:

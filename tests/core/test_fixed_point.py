@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from syncd.core.base import agreed, confirmed, founded
 from syncd.core.mapping import same
-from syncd.core.merge import Flow, Half, OnConflict, Policy
+from syncd.core.merge import BY_PERSON, Answer, Chosen, Flow, Half, OnConflict, Policy, Step
 from syncd.core.model import FieldType, LinkState, Money, Record, Side, Value, elements
 from syncd.core.plan import Decision, Fields, KindRules, OnDelete, Operation, Sighted, decide
 from tests.core.cases import LATE, POOLS, answers, cases, moments, policies, values_of
@@ -90,7 +90,7 @@ class Play:
     types: Mapping[str, FieldType]
     systems: Mapping[Side, System]
     rules: KindRules
-    settled: dict[str, Side] = field(default_factory=dict)
+    settled: dict[str, Answer] = field(default_factory=dict)
     plans: list[Decision] = field(default_factory=list)
     before: list[Mapping[Side, Mapping[str, Value]]] = field(default_factory=list)
     bases: list[Mapping[Side, Mapping[str, Value]]] = field(default_factory=list)
@@ -116,6 +116,8 @@ class Play:
         if not (left.record.is_deleted or right.record.is_deleted):
             on_left, on_right = (Half(each.record.values, each.base) for each in (left, right))
             self._move(agreed(self.types, on_left, on_right, decision.merged))
+            open_ = {*decision.merged.to_left, *decision.merged.to_right, *decision.merged.blocked}
+            self.settled = {name: answer for name, answer in self.settled.items() if name in open_}
         seen = {Side.LEFT: left.record, Side.RIGHT: right.record}
         # As the engine does: the crm first.
         for operation in sorted(decision.operations, key=lambda op: op.side, reverse=True):
@@ -130,8 +132,8 @@ class Play:
         match operation.verb:
             case "update":
                 returned = system.take(self.types, said)
-                self._move(confirmed(self.types, to, steps, source.values, dict(system.base), returned))
-                self.settled = {name: side for name, side in self.settled.items() if name not in steps}
+                halves = confirmed(self.types, to, steps, source.values, dict(system.base), returned)
+                self._confirm(to, steps, halves)
             case "create":
                 system.is_deleted, system.merged_into, system.locked = False, None, {}
                 system.holds = dict.fromkeys(self.types) | dict(system.defaults)
@@ -142,6 +144,22 @@ class Play:
                 self.settled = {}
             case "delete":
                 system.is_deleted, self.is_over = True, True
+
+    def _confirm(self, to: Side, steps: Mapping[str, Step], halves: Mapping[str, tuple[Value, Value]]) -> None:
+        """A person's third value is a write to each side: it moves that side's half only, until both hold it."""
+        for name, (left, right) in halves.items():
+            is_third = steps[name].rule == BY_PERSON and isinstance(self.settled.get(name), Chosen)
+            other = self.systems[to.other]
+            kept = other.base.get(name), name in other.base
+            self._move({name: (left, right)})
+            if is_third and kept[1]:
+                other.base[name] = kept[0]
+            elif is_third:
+                del other.base[name]
+            if not is_third or same(self.types[name], other.record().values.get(name), steps[name].value):
+                self.settled.pop(name, None)
+            for each in self.systems.values():
+                each.settle(self.types)
 
     def _move(self, halves: Mapping[str, tuple[Value, Value]]) -> None:
         for name, (left, right) in halves.items():
@@ -187,7 +205,10 @@ def plays(draw: st.DrawFn) -> Play:
         deletes_to_right=draw(on_delete),
         policies={name: draw(policies) for name in types},
     )
-    settled = {name: side for name in (*types, "") if (side := draw(answers)) is not None}
+    settled: dict[str, Answer] = {name: side for name in (*types, "") if (side := draw(answers)) is not None}
+    for name, type_ in types.items():
+        if type_ is not FieldType.SET and draw(st.integers(0, 3)) == 0:
+            settled[name] = Chosen(POOLS[type_][-1])
     return Play(types, {Side.LEFT: left, Side.RIGHT: right}, rules, settled)
 
 
@@ -286,3 +307,16 @@ def test_what_a_locked_side_could_not_take_of_a_set_arrives_once_the_lock_goes()
     for _ in range(ROUNDS):
         play.round()
     assert left.holds == right.holds == {"tags": frozenset("ab")}
+
+
+def test_a_third_value_that_one_side_cuts_is_not_given_to_it_again_while_the_other_is_locked() -> None:
+    """It was given; the locked side is given it, whole, once the lock goes."""
+    was: dict[str, Value] = {"name": "was"}
+    left = System({"name": "l"}, dict(was), locked={"*": "closed"}, writable=frozenset({"name"}))
+    right = System({"name": "r"}, dict(was), writable=frozenset({"name"}), manner="rewrites")
+    play = Play({"name": FieldType.TEXT}, {Side.LEFT: left, Side.RIGHT: right}, KindRules())
+    play.settled = {"name": Chosen("a third value")}
+    assert [len(play.round().operations) for _ in range(ROUNDS)] == [1, 0, 0]
+    left.locked = {}
+    assert [len(play.round().operations) for _ in range(ROUNDS)] == [1, 0, 0]
+    assert (left.holds["name"], right.holds["name"]) == ("a third value", "a thir")
