@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from syncd.core.mapping import same
+from syncd.core.mapping import members_of, same
 from syncd.core.merge import Half, Merged, Step
 from syncd.core.model import FieldType, Side, Value, Values, elements
 
@@ -43,8 +43,8 @@ def confirmed(
     for name, step in steps.items():
         there, here = returned.get(name, step.value), source.get(name)
         if types[name] is FieldType.SET and name in returned:
-            given, wanted = elements(step.value), elements(here)
-            held, known = elements(target.now(name)), elements(target.base.get(name))
+            given, wanted, held = elements(step.value), elements(here), elements(target.now(name))
+            known = members_of(target.base.get(name), held | wanted)
             added, gone = (held & given) - known - wanted, (known & wanted) - held - given
             there = (elements(there) - added | gone) or None
         found[name] = _by_side(to, there, here)
