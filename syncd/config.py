@@ -1156,6 +1156,14 @@ def _tenant(document: _Document, schema: JsonSchemaValue) -> TenantConfig | None
     return found
 
 
+class RetentionConfig(_Strict):
+    """How long what happened is remembered. What is open, and why each value is what it is now, is kept anyway."""
+
+    history: Duration = Field(default=timedelta(days=365), description="Changes and settled conflicts.")
+    plans: Duration = Field(default=timedelta(days=30), description="Plans that ended, with their operations.")
+    runs: Duration = Field(default=timedelta(days=90), description="Runs that changed nothing which is remembered.")
+
+
 class ServiceConfig(_Strict):
     """The service itself, as ``syncd.yaml`` and the environment say. Relative paths start at the working directory."""
 
@@ -1166,6 +1174,7 @@ class ServiceConfig(_Strict):
     tenants: Path = Field(default=FOLDER, description="The folder of tenant files.")
     workers: int = Field(default=4, ge=1, le=64, description="How many pairs run at once.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="What is logged.")
+    retention: RetentionConfig = Field(default_factory=RetentionConfig, description="How long history is kept.")
 
 
 #: Environment variables that win over the file.

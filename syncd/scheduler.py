@@ -16,16 +16,18 @@ from pathlib import Path
 import structlog
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
+from sqlalchemy.exc import SQLAlchemyError
 
 from syncd.config import Configuration, PairConfig, TenantConfig, load
 from syncd.core.audit import Turn, due
 from syncd.errors import ConfigError, SyncdError
 from syncd.state import audits, pairs
-from syncd.wiring import Service, audit_pair, run_pair
+from syncd.wiring import Service, audit_pair, prune, run_pair
 
 RELOAD_SECONDS = 60
 #: How often somebody looks whose turn it is to be audited.
 AUDIT_SECONDS = 60
+PRUNE_HOURS = 24
 
 
 class Schedule:
@@ -51,6 +53,8 @@ class Schedule:
             raise ConfigError(f"no usable tenant in {self._folder}; run: syncd config check")
         self.scheduler.add_job(self.reload, "interval", seconds=RELOAD_SECONDS, id="reload")
         self.scheduler.add_job(self.audit, "interval", seconds=AUDIT_SECONDS, id="audit", executor="audits")
+        self.scheduler.add_job(self._prune, "interval", hours=PRUNE_HOURS, jitter=3_600, id="prune",
+                               next_run_time=self._service.now())  # fmt: skip
         self.scheduler.start()
 
     def reload(self) -> int:
@@ -148,6 +152,13 @@ class Schedule:
         """Whether an audit was tried so short a time ago that another attempt would be no use."""
         tried = self._tried.get((pair_id, kind))
         return tried is not None and now - tried < timedelta(hours=1)
+
+    def _prune(self) -> None:
+        """Forget old history. A failure is told and left to the next day: no run depends on it."""
+        try:
+            prune(self._service)
+        except (SyncdError, SQLAlchemyError):
+            self._log.exception("history.unpruned")
 
     def _is_paused(self, pair_id: str) -> bool:
         try:

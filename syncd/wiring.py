@@ -46,12 +46,13 @@ from syncd.errors import (
     ConfigError,
     HaltedError,
     LeaseLostError,
+    NotFoundError,
     PlanMovedError,
     RateLimitedError,
     StoppedError,
     SyncdError,
 )
-from syncd.state import audits, embedded, history, lease, migrate, pairs
+from syncd.state import audits, embedded, history, lease, migrate, pairs, privacy
 from syncd.state.history import RunRow
 from syncd.state.journal import Journal
 from syncd.state.postgres import PostgresRows
@@ -83,6 +84,7 @@ class Service:
     new_id: Callable[[], str] = _new_id
     holder: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     workers: int = 4
+    retention: privacy.Retention = field(default_factory=privacy.Retention)
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set it, and every run ends before its next call; what it has in hand is settled."""
     _opened: dict[tuple[str, str, bool, float | None], _Opened] = field(default_factory=dict)
@@ -111,7 +113,9 @@ def open_service(*, is_migrating: bool = False) -> Service:
         migrate.upgrade(engine)
     if not is_migrating:
         migrate.require_current(engine)
-    return Service(engine, workers=settings.workers)
+    kept = settings.retention
+    retention = privacy.Retention(history=kept.history, plans=kept.plans, runs=kept.runs)
+    return Service(engine, workers=settings.workers, retention=retention)
 
 
 def database(url: str) -> Engine:
@@ -121,7 +125,9 @@ def database(url: str) -> Engine:
             url = "postgresql+psycopg://" + url.removeprefix(prefix)
     if not url.startswith("postgresql+psycopg://"):
         raise ConfigError("SYNCD_DATABASE_URL must be a PostgreSQL URL: postgresql://USER:PASSWORD@HOST/DATABASE")
-    return create_engine(url, pool_pre_ping=True, pool_size=10, connect_args={"connect_timeout": 10})
+    return create_engine(
+        url, pool_pre_ping=True, pool_size=10, hide_parameters=True, connect_args={"connect_timeout": 10}
+    )
 
 
 # --- one pair -----------------------------------------------------------------------------
@@ -638,3 +644,42 @@ def check_pair(service: Service, tenant: TenantConfig, pair: PairConfig, *, is_f
         opened.close()
         service._opened.pop((tenant.tenant, pair.name, False, None), None)
     return Checked(tenant.tenant, pair.name, accounts, tuple(findings))
+
+
+# --- forgetting ---------------------------------------------------------------------------
+
+
+def erase_person(
+    service: Service, tenant: str, pair: str | None, ref: str, *, is_dry: bool = False
+) -> dict[str, dict[str, int]]:
+    """Erase one person from what is remembered of a tenant: by pair, how many rows of each table changed.
+
+    Raises NotFoundError if no pair knows this person, SyncdError while a run is under way.
+    """
+    found: dict[str, dict[str, int]] = {}
+    unknown: list[NotFoundError] = []
+    for pair_id in privacy.pairs_of(service.engine, tenant, pair):
+        log = structlog.get_logger().bind(pair=pair_id)
+        _outwait(service, pair_id, log)
+        held = lease.acquire(service.engine, pair_id, f"{service.holder}:{service.new_id()[:8]}", service.now())
+        if held is None:
+            raise SyncdError(f"{pair_id}: another worker runs this pair now; try again when it is done")
+        with _running(service, held, log):
+            try:
+                found[pair_id] = privacy.erase(service.engine, held, ref, service.now(), is_dry=is_dry)
+            except NotFoundError as exc:
+                unknown.append(exc)
+                continue
+        if not is_dry:
+            log.info("person.erased", rows=found[pair_id])
+    if not found:
+        raise unknown[0]
+    return found
+
+
+def prune(service: Service, *, is_dry: bool = False) -> dict[str, int]:
+    """Forget history by age, for all tenants: how many rows of each table."""
+    counts = privacy.prune(service.engine, service.retention, service.now(), is_dry=is_dry)
+    if not is_dry:
+        structlog.get_logger().info("history.pruned", rows=counts)
+    return counts

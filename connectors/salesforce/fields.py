@@ -19,7 +19,7 @@ from connectors.salesforce.client import Row, normal_id
 from syncd.connector import FieldCapability, KindCapability, KindChoice, Write
 from syncd.core import mapping
 from syncd.core.mapping import UnfitValueError
-from syncd.core.model import FIELDS, FieldType, Json, Money, Record, Value
+from syncd.core.model import FIELDS, FieldType, Hashed, Json, Money, Record, Value
 from syncd.errors import ConfigError
 
 BATCH: Final = 200
@@ -717,6 +717,8 @@ def _plain(value: Value, native: str) -> Json:
             return value
         case Money():
             return _number(value.amount)
+        case Hashed():
+            raise UnfitValueError(f"{native}: its value was erased")
     return value.isoformat()
 
 

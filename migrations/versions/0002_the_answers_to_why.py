@@ -23,7 +23,12 @@ def upgrade() -> None:
     op.add_column("change_log", sa.Column("stored", postgresql.JSONB(astext_type=sa.Text()), nullable=True))
     op.add_column("change_log", sa.Column("because", _JSONB, nullable=True))
     op.add_column("change_log", sa.Column("call", sa.Text(), nullable=True))
+    op.add_column("change_log", sa.Column("person", sa.Text(), nullable=True))
     op.create_index("ix_change_log_run", "change_log", ["run"], unique=False)
+    op.create_index(
+        "ix_change_log_person", "change_log", ["pair", "person"], unique=False,
+        postgresql_where=sa.text("person IS NOT NULL"),
+    )  # fmt: skip
     op.add_column("conflict", sa.Column("left_at", sa.DateTime(timezone=True), nullable=True))
     op.add_column("conflict", sa.Column("right_at", sa.DateTime(timezone=True), nullable=True))
     op.add_column("conflict", sa.Column("left_by", sa.Text(), nullable=True))
@@ -47,6 +52,25 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("pair", "kind", "side", "record_id", name=op.f("pk_hold")),
     )
 
+    _digest_keys("link", "left_keys")
+    _digest_keys("link", "right_keys")
+    _digest_keys("sighting", "keys")
+    op.execute(
+        "UPDATE operation SET steps = '{}', before = '{}', source = '{}', conflicts = '[]' "
+        "WHERE state IN ('done', 'failed', 'dropped') "
+        "OR state = 'planned' AND plan IN (SELECT id FROM plan WHERE state IN ('applied', 'discarded', 'refused'))"
+    )
+
+
+def _digest_keys(table: str, column: str) -> None:
+    """Natural keys become what ``core.match.keys_of`` makes of them now: their sort, and a digest."""
+    op.execute(
+        f"UPDATE {table} SET {column} = ARRAY(SELECT CASE WHEN key ~ '^(email|domain|org|name):' "  # noqa: S608 - ours
+        "THEN split_part(key, ':', 1) || ':' || left(encode(sha256(convert_to("
+        "pair || E'\\n' || substr(key, strpos(key, ':') + 1), 'UTF8')), 'hex'), 32) ELSE key END "
+        f"FROM unnest({column}) AS key) WHERE cardinality({column}) > 0"
+    )
+
 
 def downgrade() -> None:
     op.drop_table("hold")
@@ -56,7 +80,9 @@ def downgrade() -> None:
     op.create_check_constraint(op.f("ck_match_review_answer"), "match_review", "answer IN ('same', 'never', 'create')")
     for name in ("chosen", "right_by", "left_by", "right_at", "left_at"):
         op.drop_column("conflict", name)
+    op.drop_index("ix_change_log_person", table_name="change_log")
     op.drop_index("ix_change_log_run", table_name="change_log")
+    op.drop_column("change_log", "person")
     op.drop_column("change_log", "call")
     op.drop_column("change_log", "because")
     op.drop_column("change_log", "stored")

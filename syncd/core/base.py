@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from syncd.core.mapping import same
+from syncd.core.mapping import members_of, same
 from syncd.core.merge import Half, Merged, Step
 from syncd.core.model import FieldType, Side, Value, Values, elements
 
@@ -43,7 +43,8 @@ def confirmed(
     for name, step in steps.items():
         there, here = returned.get(name, step.value), source.get(name)
         if types[name] is FieldType.SET and name in returned:
-            known, given, wanted = elements(base.get(name)), elements(step.value), elements(here)
+            given, wanted = elements(step.value), elements(here)
+            known = members_of(base.get(name), given | wanted)
             added, gone = given - known - wanted, (known & wanted) - given
             there = (elements(there) - added | gone) or None
         found[name] = _by_side(to, there, here)

@@ -7,6 +7,7 @@ equal, lenient exactly where systems are known to rewrite what they are given.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from decimal import Decimal, InvalidOperation
 from typing import Final
 from urllib.parse import urlsplit
 
-from syncd.core.model import FIELDS, MAX_TEXT, WORDS, FieldType, Json, Money, Value, Values, is_safe_id
+from syncd.core.model import FIELDS, MAX_TEXT, WORDS, FieldType, Hashed, Json, Money, Value, Values, is_safe_id
+
+#: How a value is shown that can no more be read.
+ERASED_VALUE: Final = "(erased)"
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -183,6 +187,9 @@ def iso_z(moment: datetime) -> str:
 # --- equality -----------------------------------------------------------------------------
 
 _NOT_DIGITS: Final = re.compile(r"\D+")
+#: Fewer digits are compared as written; more of a country prefix there is not.
+_PHONE_DIGITS: Final = 7
+_PREFIX_DIGITS: Final = 3
 
 
 def same(type_: FieldType, one: Value, other: Value) -> bool:
@@ -191,6 +198,8 @@ def same(type_: FieldType, one: Value, other: Value) -> bool:
         return True
     if one is None or other is None:
         return False
+    if isinstance(one, Hashed) or isinstance(other, Hashed):
+        return _same_hashed(type_, one, other)
     if type_ is FieldType.PHONE:
         return _same_phone(str(one), str(other))
     if type_ is FieldType.TEXT:
@@ -211,11 +220,74 @@ def is_cut(type_: FieldType, sent: Value, kept: Value) -> bool:
 def _same_phone(one: str, other: str) -> bool:
     """True if one is the other with a country prefix or punctuation added."""
     short, long = sorted((_national(one), _national(other)), key=len)
-    return len(short) >= 7 and long.endswith(short) and len(long) - len(short) <= 3
+    return len(short) >= _PHONE_DIGITS and long.endswith(short) and len(long) - len(short) <= _PREFIX_DIGITS
 
 
 def _national(phone: str) -> str:
     return _NOT_DIGITS.sub("", phone).lstrip("0")
+
+
+# --- erased values ------------------------------------------------------------------------
+
+
+def digest(salt: str, told: str) -> str:
+    """A short name for a text that does not tell the text; PostgreSQL can compute it too."""
+    return hashlib.sha256(f"{salt}\n{told}".encode()).hexdigest()[:32]
+
+
+def hashed(type_: FieldType, value: Value, salt: str) -> Value:
+    """A value made unreadable, which ``same`` still compares as it would have compared the value.
+
+    Nothing and a bare yes or no are nobody's secret and stay. Two erased values with different
+    salts are never the same.
+    """
+    if value is None or isinstance(value, bool | Hashed):
+        return value
+    return Hashed(salt, tuple(digest(salt, each) for each in _normal_forms(type_, value)))
+
+
+def _normal_forms(type_: FieldType, value: Value) -> list[str]:
+    """The texts of which the first is equal for equal values; the others of a phone lack its first digits."""
+    match value:
+        case frozenset():
+            return sorted(value)
+        case datetime():
+            return [value.astimezone(UTC).replace(microsecond=0).isoformat()]
+        case Money():
+            return [f"{format(canonical_decimal(value.amount), 'f')} {value.currency}"]
+        case Decimal():
+            return [format(canonical_decimal(value), "f")]
+        case str() if type_ is FieldType.PHONE:
+            digits = _national(value)
+            shorter = [digits[cut:] for cut in range(_PREFIX_DIGITS + 1) if len(digits) - cut >= _PHONE_DIGITS]
+            return shorter or [value]
+        case str() if type_ is FieldType.TEXT:
+            return [" ".join(value.split())]
+    return [str(value)]
+
+
+def _same_hashed(type_: FieldType, one: Value, other: Value) -> bool:
+    salt = one.salt if isinstance(one, Hashed) else other.salt if isinstance(other, Hashed) else ""
+    first, second = hashed(type_, one, salt), hashed(type_, other, salt)
+    if not (isinstance(first, Hashed) and isinstance(second, Hashed)) or first.salt != second.salt:
+        return False
+    if not first.digests or not second.digests:
+        return False  # history, of which nothing can be recognized
+    if type_ is FieldType.PHONE:
+        return first.digests[0] in second.digests or second.digests[0] in first.digests
+    return sorted(first.digests) == sorted(second.digests)
+
+
+def members_of(value: Value, among: frozenset[str]) -> frozenset[str]:
+    """The members of a set; of an erased one those that are found among these."""
+    if isinstance(value, Hashed):
+        return frozenset(each for each in among if digest(value.salt, each) in value.digests)
+    return value if isinstance(value, frozenset) else frozenset()
+
+
+def is_erased(values: Values) -> bool:
+    """Whether any of these values can no more be read."""
+    return any(isinstance(value, Hashed) for value in values.values())
 
 
 # --- JSON for the store -------------------------------------------------------------------
@@ -240,6 +312,8 @@ def _freeze(value: Value) -> Json:
             return {"$": "date", "is": value.isoformat()}
         case frozenset():
             return {"$": "set", "is": sorted(value)}
+        case Hashed():
+            return {"$": "hash", "salt": value.salt, "is": list(value.digests)}
 
 
 def thaw(stored: Mapping[str, Json]) -> dict[str, Value]:
@@ -262,6 +336,8 @@ def _thaw(stored: Json, field: str) -> Value:
                 return date.fromisoformat(str(stored["is"]))
             case "set" if isinstance(stored["is"], list):
                 return frozenset(str(each) for each in stored["is"])
+            case "hash" if isinstance(stored["is"], list):
+                return Hashed(str(stored["salt"]), tuple(str(each) for each in stored["is"]))
     raise UnfitValueError(f"{field}: not a stored value")
 
 
@@ -278,6 +354,8 @@ def show(value: Value) -> Json:
             return value.isoformat()
         case frozenset():
             return sorted(value)
+        case Hashed():
+            return ERASED_VALUE
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final
 
-from syncd.core.mapping import domain
-from syncd.core.model import RELATIONS, Record, Side, Value, elements
+from syncd.core.mapping import digest, domain
+from syncd.core.model import RELATIONS, Hashed, Record, Side, Value
 
 #: Prefixes of keys that suggest but never prove.
 WEAK: Final = ("name:",)
@@ -78,25 +78,44 @@ class Matched:
     reviews: tuple[Review, ...]
 
 
-def keys_of(record: Record) -> frozenset[str]:
-    """The natural keys of a record; for a kind made of references, those references."""
+def keys_of(record: Record, salt: str) -> frozenset[str]:
+    """The natural keys of a record; for a kind made of references, those references.
+
+    A natural key is kept as its sort and a digest: keys are compared, never read, so that no
+    store of them tells anybody's address or name. Those of an erased address are the same.
+    """
     if record.kind in RELATIONS:
         return frozenset({ref_key(record.refs)}) if record.refs else frozenset()
     values = record.values
     match record.kind:
         case "contact":
-            addresses = {values.get("email"), *elements(values.get("other_emails"))}
-            found = {f"email:{str(each).lower()}" for each in addresses if each}
-            return frozenset(found or _named(values.get("first_name"), values.get("last_name")))
+            addresses = _addresses(values.get("email"), salt) | _addresses(values.get("other_emails"), salt)
+            return frozenset(addresses or _named(salt, values.get("first_name"), values.get("last_name")))
         case "company":
-            found = set()
-            if host := domain(values.get("domain") or values.get("homepage")):
-                found.add(f"domain:{host}")
-            if number := _digits(values.get("org_number")):
-                found.add(f"org:{number}")
-            return frozenset(found | _named(values.get("name")))
+            found = _named(salt, values.get("name"))
+            if host := domain(_read(values.get("domain")) or _read(values.get("homepage"))):
+                found.add(f"domain:{digest(salt, host)}")
+            if number := _digits(_read(values.get("org_number"))):
+                found.add(f"org:{digest(salt, number)}")
+            return frozenset(found)
         case _:
-            return frozenset(_named(values.get("name")))
+            return frozenset(_named(salt, values.get("name")))
+
+
+def address_key(address: str, salt: str) -> str:
+    """The key of a contact that has this e-mail address."""
+    return f"email:{digest(salt, address.strip().lower())}"
+
+
+def _addresses(value: Value, salt: str) -> set[str]:
+    match value:
+        case Hashed():
+            return {f"email:{each}" for each in value.digests}
+        case frozenset():
+            return {address_key(each, salt) for each in value}
+        case str():
+            return {address_key(value, salt)}
+    return set()
 
 
 def ref_key(refs: Mapping[str, str]) -> str:
@@ -104,9 +123,13 @@ def ref_key(refs: Mapping[str, str]) -> str:
     return "refs:" + "|".join(f"{kind}={id_}" for kind, id_ in sorted(refs.items()))
 
 
-def _named(*parts: Value) -> set[str]:
-    name = " ".join(" ".join(str(part).split()) for part in parts if part).casefold()
-    return {f"name:{name}"} if name else set()
+def _named(salt: str, *parts: Value) -> set[str]:
+    name = " ".join(" ".join(str(part).split()) for part in map(_read, parts) if part).casefold()
+    return {f"name:{digest(salt, name)}"} if name else set()
+
+
+def _read(value: Value) -> Value:
+    return None if isinstance(value, Hashed) else value
 
 
 def _digits(value: Value) -> str:

@@ -16,11 +16,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final, TypeAlias
 
-from syncd.core.mapping import same
-from syncd.core.model import FieldType, Json, Side, Value, Values, elements
+from syncd.core.mapping import members_of, same
+from syncd.core.model import FieldType, Hashed, Json, Side, Value, Values, elements
 
 #: The rule that stands behind a field when a person settled its conflict.
 BY_PERSON: Final = "a person's word"
+#: Why a field is blocked whose value would have to be written and was erased.
+ERASED: Final = "its value was erased here and has to be read again"
 
 
 class Flow(StrEnum):
@@ -216,7 +218,7 @@ def merge(
         if verdict.conflict is not None:
             conflicts.append(verdict.conflict)
         for side, step in verdict.steps.items():
-            if reason := halves[side].lock(name):
+            if reason := ERASED if isinstance(step.value, Hashed) else halves[side].lock(name):
                 blocked[name] = reason
             else:
                 because = Because(name, types[name], policy, left.only(name), right.only(name), answer)
@@ -307,8 +309,11 @@ def _agreed_on_empty(name: str, half: Half) -> bool:
 
 def _union(name: str, left: Half, right: Half) -> _Verdict:
     """Element by element: what either side added is added, what either took off is taken off."""
+    if isinstance(left.now(name), Hashed) or isinstance(right.now(name), Hashed):
+        return _union_unseen(name, left, right)
     on_left, on_right = elements(left.now(name)), elements(right.now(name))
-    base_left, base_right = elements(left.base.get(name)), elements(right.base.get(name))
+    known = on_left | on_right
+    base_left, base_right = members_of(left.base.get(name), known), members_of(right.base.get(name), known)
     left_added, left_gone = on_left - base_left, base_left - on_left
     right_added, right_gone = on_right - base_right, base_right - on_right
     steps: dict[Side, Step] = {}
@@ -319,6 +324,15 @@ def _union(name: str, left: Half, right: Half) -> _Verdict:
     if for_right != on_right and not right.is_stranger(name):
         steps[Side.RIGHT] = Step(for_right or None, "set merged")
     return _Verdict(steps)
+
+
+def _union_unseen(name: str, left: Half, right: Half) -> _Verdict:
+    """Members that were erased cannot be merged with others before they are read again."""
+    halves = {Side.LEFT: left, Side.RIGHT: right}
+    if not any(half.moved(name, FieldType.SET) for half in halves.values()):
+        return _NOTHING
+    unseen = {side: half.now(name) for side, half in halves.items() if isinstance(half.now(name), Hashed)}
+    return _Verdict({side.other: Step(value, "set merged") for side, value in unseen.items()})
 
 
 def _settle(name: str, left: Half, right: Half, rule: OnConflict, settled: Side | None) -> _Verdict:

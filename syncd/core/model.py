@@ -53,7 +53,19 @@ class Money:
     currency: str
 
 
-Value: TypeAlias = str | bool | Decimal | Money | datetime | date | frozenset[str] | None
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """What is left of a value that was erased: it can be recognized (``mapping.same``) and not be read.
+
+    A set has one digest for each member, a phone number one for each country prefix that it may
+    have, everything else one. No system is ever given one of these.
+    """
+
+    salt: str
+    digests: tuple[str, ...]
+
+
+Value: TypeAlias = str | bool | Decimal | Money | datetime | date | frozenset[str] | Hashed | None
 Values: TypeAlias = Mapping[str, Value]
 
 

@@ -13,9 +13,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
-from syncd.core.mapping import same, show
+from syncd.core.mapping import is_erased, same, show
 from syncd.core.match import ref_key
-from syncd.core.merge import Answer, Chosen, Half, Merged, OnConflict, Policy, Step, Word, merge
+from syncd.core.merge import ERASED, Answer, Chosen, Half, Merged, OnConflict, Policy, Step, Word, merge
 from syncd.core.model import (
     RELATIONS,
     Address,
@@ -314,6 +314,8 @@ def _after_deletion(
     is_edited = any(half.moved(name, type_) for name, type_ in fields.types.items())
     if settled is gone.other or (is_edited and settled is None and not alive.record.locked.get("*")):
         why = "kept by a person's word" if settled else "edited after it was deleted"
+        if is_erased(alive.record.values):
+            return Decision(state=LinkState.EXCLUDED, reason=ERASED)
         return Decision((anew(kind, gone, alive.record, fields, why),), LinkState.PENDING, why)
     if reason := alive.record.locked.get("*"):
         return Decision(state=LinkState.EXCLUDED, reason=reason)
@@ -390,6 +392,8 @@ def welcome(
             return Welcome(reason=_unfit(record, ref_sets))
         if unlinked_refs:
             return Welcome(reason=f"its {' and '.join(sorted(unlinked_refs))} is not linked", is_waiting=True)
+    if is_erased(record.values):
+        return Welcome(reason=ERASED, is_waiting=True)
     if not is_asked_for and (reason := _unwanted(record, side, rules)):
         return Welcome(reason=reason)
     return Welcome(anew(record.kind, side.other, record, fields, "only on one side"))

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from syncd.core.mapping import same
+from syncd.core.mapping import is_erased, same
 from syncd.core.merge import Half, Step
-from syncd.core.model import RELATIONS, Side, Value, Verb
+from syncd.core.model import RELATIONS, Hashed, Side, Value, Verb
 from syncd.core.plan import Fields, Operation, Sighted, anew
 
 #: The rule that stands behind a value that an undo put back.
@@ -22,6 +22,7 @@ RULE: Final = "undo"
 #: The field under which the log keeps what a relation referred to, as ``KIND=ID``.
 REFS: Final = "refs"
 _HELD: Final = "its counterpart was undone with run "
+_ERASED: Final = "what stood there was erased"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +184,8 @@ def _why_not(
     """Why a field must stay as it is; None if it goes back."""
     if name not in fields.types:
         return "not synced any more"
+    if isinstance(line.old, Hashed):
+        return _ERASED
     type_, now = fields.types[name], target.now(name)
     if same(type_, now, line.old):
         return "already as before"
@@ -261,11 +264,20 @@ def _why_gone(deed: Deed, at: Standing, fields: Fields) -> str | None:
         return "there again"
     if foreign := [reason for reason in at.holds.values() if not is_own_hold(reason)]:
         return f"on hold: {foreign[0]}"
+    if _is_erased(deed, at):
+        return _ERASED
     if _is_free(at):
         return None
     if deed.kind in RELATIONS and deed.refs:
         return f"names a {' and a '.join(sorted(at.refs_gone))} that is gone" if at.refs_gone else None
     return f"deleted; {at.by_hand}" if at.by_hand else "deleted, and cannot be brought back from here"
+
+
+def _is_erased(deed: Deed, at: Standing) -> bool:
+    """Whether the values that a new record would be given can no more be read."""
+    if at.source is not None and _is_free(at):
+        return is_erased(at.source.record.values)
+    return is_erased({name: line.old for name, line in deed.fields.items()})
 
 
 def _is_free(at: Standing) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from syncd.connector import Outcome, Rider, Verdict, Write
 from syncd.core.base import confirmed, founded, not_stored
-from syncd.core.mapping import UnfitValueError, freeze, is_cut, same
+from syncd.core.mapping import UnfitValueError, freeze, is_cut, is_erased, same
 from syncd.core.merge import BY_PERSON, Chosen
 from syncd.core.model import KINDS, RELATIONS, Address, Json, LinkState, Record, Side, Value, Verb
 from syncd.core.plan import Operation
@@ -236,6 +236,8 @@ class _Batch:
 
     def _write(self, entry: Entry, refs: Mapping[str, str], target: Record | None) -> Write:
         op = entry.operation
+        if is_erased({name: step.value for name, step in op.steps.items()}):
+            raise ValueError(f"{self.kind}: an erased value would be written")
         return Write(
             key=entry.key,
             kind=self.kind,
@@ -604,6 +606,7 @@ class _Batch:
             "side": str(self.side),
             "verb": self.verb,
             "call": entry.key,
+            "person": self._person(entry),
             "at": self.ctx.now(),
         }
         held = record.values if record is not None else {}
@@ -639,6 +642,15 @@ class _Batch:
         elif self.verb == "create" and record is not None and self.kind in RELATIONS:
             rows.append((REFS, None, packed(record.refs), packed(record.refs), why))
         return rows
+
+    def _person(self, entry: Entry) -> str | None:
+        """The contact that a relation names, by the side that knows it so: what is said of the one is said of her."""
+        op = entry.operation
+        side, refs = self.side.other, op.refs
+        if op.target is not None:
+            known = self.targets.get(op.target.id)
+            side, refs = self.side, known.refs if known is not None else {}
+        return f"{side}:{refs['contact']}" if "contact" in refs else None
 
 
 def _own_ids(op: Operation, refs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 
 from syncd.core.base import agreed
 from syncd.core.guard import Census
-from syncd.core.mapping import show
+from syncd.core.mapping import is_erased, show
 from syncd.core.match import Answers, Review, Suspect, keys_of, match, ref_key
-from syncd.core.merge import BY_PERSON, FieldConflict, Half, translated
+from syncd.core.merge import BY_PERSON, ERASED, FieldConflict, Half, translated
 from syncd.core.model import RELATIONS, Address, Json, LinkState, Record, Side, Value
 from syncd.core.plan import (
     Decision,
@@ -39,6 +39,39 @@ KEPT_APART = "kept apart by a person's word"
 
 
 @dataclass(slots=True)
+class Unread:
+    """Records of one kind whose values were erased and are asked for by a decision: they are read again before it."""
+
+    links: list[str] = field(default_factory=list)
+    """By their Propstreet ids."""
+    newcomers: dict[Side, list[str]] = field(default_factory=dict)
+    addresses: dict[Side, list[Address]] = field(default_factory=dict)
+    is_over: bool = False
+    """They were read again; what is still missing now is missing."""
+
+    def take_link(self, row: LinkRow, decision: Decision) -> bool:
+        """Whether this decision has to wait for values that were erased."""
+        if self.is_over or not (decision.reason == ERASED or ERASED in decision.merged.blocked.values()):
+            return False
+        sides = {side: row.side(side) for side in Side}
+        veiled = {side: each for side, each in sides.items() if is_erased({**each.base, **each.record.values})}
+        for side, each in veiled.items():
+            if not each.record.is_deleted:
+                self.addresses.setdefault(side, []).append(each.address)
+        if self.addresses:
+            self.links.append(row.left.record.id)
+        return bool(self.addresses)
+
+    def take_newcomer(self, side: Side, record: Record) -> bool:
+        """Whether this record has to be read again before it is made on the other side."""
+        if self.is_over or not is_erased(record.values):
+            return False
+        self.newcomers.setdefault(side, []).append(record.id)
+        self.addresses.setdefault(side, []).append(Address(record.id, record.parent))
+        return True
+
+
+@dataclass(slots=True)
 class Draft:
     """A plan in the making. It gets an id, and a row, only once there is something to do.
 
@@ -50,6 +83,7 @@ class Draft:
     census: Census = field(default_factory=Census)
     by_kind: dict[str, int] = field(default_factory=dict)
     is_undo: bool = False
+    unread: Unread = field(default_factory=lambda: Unread())
     _buffer: list[Entry] = field(default_factory=list)
 
     def add(self, operation: Operation, before: Mapping[str, Value], source: Record | None, target: Record | None,
@@ -145,6 +179,19 @@ def draft_missing(draft: Draft, side: Side, kind: str, missing: Sequence[Address
     draft.flush()
 
 
+def draft_unread(draft: Draft, kind: str) -> None:
+    """Plan what had to be read again, now that it was."""
+    unread, store = draft.unread, draft.ctx.store
+    unread.is_over = True
+    answers = store.answers(kind)
+    _plan_rows(draft, kind, store.linked(kind, Side.LEFT, unread.links))
+    for side, ids in unread.newcomers.items():
+        records = store.sighted(side, kind, ids)
+        _plan_chunk(draft, kind, side, [records[id_] for id_ in ids if id_ in records], answers)
+    draft.flush()
+    draft.unread = Unread()
+
+
 # --- matching -----------------------------------------------------------------------------
 
 
@@ -172,7 +219,7 @@ def _part(ctx: Context, kind: str, answers: Answers) -> None:
 
 def _match_chunk(ctx: Context, kind: str, side: Side, records: Sequence[Record], answers: Answers) -> None:
     """Match one chunk of one side against all that could be meant on the other side."""
-    own = [answers.not_known_by_keys(side, Suspect(r.id, keys_of(r), r.mark)) for r in records]
+    own = [answers.not_known_by_keys(side, Suspect(r.id, keys_of(r, ctx.pair), r.mark)) for r in records]
     translate = _Translator(ctx, kind)
     keys = translate.keys({each.id: each.keys for each in own}, side)
     others = ctx.store.suspects(
@@ -263,11 +310,17 @@ def _plan_links(draft: Draft, kind: str) -> None:
     while rows := ctx.store.unsettled(kind, after, CHUNK, ctx.now(), with_marks=can_mark):
         after = rows[-1].id
         rows = _ripe(ctx, kind, [row for row in rows if not _is_held(ctx, row)])
-        rows = _under_locked_deals(ctx, kind, rows)
-        right_refs = _right_refs(ctx, kind, rows)
-        with ctx.store.transaction():
-            for row in rows:
-                _plan_link(draft, row, right_refs.get(row.id), can_mark=can_mark)
+        _plan_rows(draft, kind, rows)
+
+
+def _plan_rows(draft: Draft, kind: str, rows: list[LinkRow]) -> None:
+    ctx = draft.ctx
+    can_mark = ctx.systems[Side.RIGHT].kind(kind).can_mark
+    rows = _under_locked_deals(ctx, kind, rows)
+    right_refs = _right_refs(ctx, kind, rows)
+    with ctx.store.transaction():
+        for row in rows:
+            _plan_link(draft, row, right_refs.get(row.id), can_mark=can_mark)
 
 
 def _is_held(ctx: Context, row: LinkRow) -> bool:
@@ -342,6 +395,8 @@ def _plan_link(draft: Draft, row: LinkRow, right_refs: Mapping[str, str] | None,
     answers = standing(row.settled, left, right, fields)
     decision = decide(kind, left, right, fields, ctx.rules.kinds[kind], right_refs=right_refs, settled=answers)
     unsaid = set(row.settled) - set(answers)
+    if draft.unread.take_link(row, decision):
+        return
     if decision.is_over:
         _end(ctx, row, decision)
         return
@@ -501,6 +556,8 @@ def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record], 
             unlinked_refs=unlinked[record.id],
             is_asked_for=(side, record.id) in answers.made,
         )
+        if answer.reason == ERASED and draft.unread.take_newcomer(side, record):
+            continue
         if answer.operation is None:
             verdicts[record.id] = ("waiting" if answer.is_waiting else "excluded", answer.reason)
             continue

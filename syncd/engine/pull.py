@@ -9,7 +9,7 @@ watermark beyond our own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -305,3 +305,18 @@ def read_again(ctx: Context, system: System, side: Side, kind: str, addresses: S
         found = system.connector.read(kind, addresses[start : start + can.read_batch])
         records = [_spelt(ctx, side, record) for record in found.values()]
         ctx.store.intake(side, kind, records, ctx.now(), is_exact=False, is_current=can.is_current)
+
+
+def read_erased(ctx: Context, side: Side, kind: str, addresses: Sequence[Address], *, alone: Collection[str]) -> None:
+    """Read records again whose values were erased here, and keep them; those that stand ``alone`` have no link."""
+    system = ctx.systems[side]
+    can = system.kind(kind)
+    for start in range(0, len(addresses), can.read_batch):
+        batch = addresses[start : start + can.read_batch]
+        found = system.connector.read(kind, batch)
+        asked = {address.id for address in batch}
+        for record in (_spelt(ctx, side, each) for each in found.values()):
+            if record.is_deleted or record.id not in asked:
+                ctx.store.intake(side, kind, [record], ctx.now(), is_exact=False, is_current=can.is_current)
+            else:
+                ctx.store.keep(side, record, ctx.now(), is_linked=record.id not in alone)

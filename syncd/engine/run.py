@@ -19,8 +19,8 @@ from syncd.core.guard import brakes
 from syncd.core.model import RELATIONS, Address, Record, Side
 from syncd.engine.apply import apply_plan, recover
 from syncd.engine.context import Context
-from syncd.engine.draft import Draft, draft_kind, draft_missing, proof
-from syncd.engine.pull import DoubtedError, drain, read_again, seek_stranded
+from syncd.engine.draft import Draft, draft_kind, draft_missing, draft_unread, proof
+from syncd.engine.pull import DoubtedError, drain, read_again, read_erased, seek_stranded
 from syncd.engine.undo import draft_undo
 from syncd.errors import HaltedError, PlanMovedError
 from syncd.state.history import RunRow
@@ -118,10 +118,17 @@ def _look_again(ctx: Context, order: Order, by_kind: dict[str, int]) -> None:
 
 
 def _draft(draft: Draft, kind: str) -> None:
-    if draft.ctx.rules.only is None or kind in draft.ctx.rules.only:
-        if kind in RELATIONS:
-            seek_stranded(draft.ctx, kind)
-        draft_kind(draft, kind)
+    """Plan one kind; records whose values were erased here are read again, if a decision asks for those."""
+    ctx = draft.ctx
+    if ctx.rules.only is not None and kind not in ctx.rules.only:
+        return
+    if kind in RELATIONS:
+        seek_stranded(ctx, kind)
+    draft_kind(draft, kind)
+    for side, addresses in draft.unread.addresses.items():
+        read_erased(ctx, side, kind, addresses, alone=draft.unread.newcomers.get(side, ()))
+    if draft.unread.addresses:
+        draft_unread(draft, kind)
 
 
 def _seal(ctx: Context, draft: Draft, order: Order, *, is_held: bool = True) -> str | None:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import Engine
@@ -21,7 +22,7 @@ from syncd.core.model import Address, Json, Side, Value, Values, Verb
 from syncd.core.plan import Operation
 from syncd.errors import NotFoundError
 from syncd.state.postgres import find_plans, operations_of
-from syncd.state.rows import Row
+from syncd.state.rows import EMPTIED, Row
 from syncd.state.store import Store
 
 
@@ -130,8 +131,12 @@ class Journal:
         return hasher.hexdigest()
 
     def set_plan(self, plan_id: str, state: str, at: datetime | None = None) -> None:
+        """How a plan stands. One that is refused is never carried out, so that its operations are emptied."""
         with self._store.transaction():
             self._rows.update_plan(plan_id, {"state": state, "ended_at": at})
+            rows = self._rows.operations(plan_id, "planned") if state == "refused" else iter(())
+            while batch := [{"id": row["id"], **EMPTIED} for row in islice(rows, 500)]:
+                self._rows.update_operations(batch)
 
     def abandon(self, at: datetime, *, but: str | None = None) -> None:
         """Discard the plans that a run left behind when it died: half drawn up, or half carried out.
@@ -163,13 +168,15 @@ class Journal:
             self._rows.update_operations([{"id": each.id, "state": "sent", "sent_at": at} for each in entries])
 
     def close(self, ends: Sequence[tuple[Entry, str, str]], at: datetime) -> None:
-        """How operations ended, (entry, state, outcome) each: ``done``, ``failed``, or ``dropped`` unsent."""
+        """How operations ended, (entry, state, outcome) each: ``done``, ``failed``, or ``dropped`` unsent.
+
+        What they held of records goes: it was there to be sent, and to be looked up after a crash.
+        """
         if not ends:
             return
+        rows = [{"id": e.id, "state": state, "outcome": told, "settled_at": at, **EMPTIED} for e, state, told in ends]
         with self._store.transaction():
-            self._rows.update_operations(
-                [{"id": e.id, "state": state, "outcome": told, "settled_at": at} for e, state, told in ends]
-            )
+            self._rows.update_operations(rows)
 
 
 def describe(entry: Entry) -> dict[str, Json]:

@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeAlias
 
 from syncd.core.mapping import freeze, same, thaw
 from syncd.core.match import keys_of, ref_key
-from syncd.core.model import FIELDS, RELATIONS, Json, LinkState, Record, Side, Values
+from syncd.core.model import FIELDS, RELATIONS, Hashed, Json, LinkState, Record, Side, Value, Values
 from syncd.state.rows import Row
 
 Verdict: TypeAlias = Literal["keep", "drop", "refresh", "drop and refresh", "none"]
@@ -41,10 +41,10 @@ def _telling(facts: Mapping[str, Json]) -> dict[str, Json]:
     return {**facts, "opaque": None, "modified_by": None}
 
 
-def keys_held(record: Record) -> list[str]:
+def keys_held(record: Record, pair: str) -> list[str]:
     """The keys under which a row is found again: those of matching, and each single reference."""
     single = {f"ref:{kind}={id_}" for kind, id_ in record.refs.items()} if record.kind in RELATIONS else set()
-    return sorted(keys_of(record) | single)
+    return sorted(keys_of(record, pair) | single)
 
 
 def sighting_row(
@@ -63,7 +63,7 @@ def sighting_row(
         "values": freeze(record.values),
         "facts": _facts(record),
         "mark": record.mark,
-        "keys": keys_held(record),
+        "keys": keys_held(record, pair),
         "version": record.version,
         "modified_at": record.modified_at,
         "is_deleted": record.is_deleted,
@@ -174,11 +174,37 @@ def tells(base: Values, base_refs: str | None, record: Record, counts: Container
 def _differs(row: Row, record: Record) -> bool:
     """Whether a sighting says something else than the record; versions and times do not count."""
     return bool(
-        row["values"] != freeze(record.values)
+        not _is_told(row["values"], record)
         or row["is_deleted"] != record.is_deleted
         or row["mark"] != record.mark
         or _telling(row["facts"]) != _telling(_facts(record))
     )
+
+
+def _is_told(stored: Mapping[str, Json], record: Record) -> bool:
+    """Whether stored values are the record's; an erased one stands for each value that it is the same as."""
+    frozen = freeze(record.values)
+    if stored == frozen:
+        return True
+    erased = {name for name, value in stored.items() if isinstance(value, dict) and value.get("$") == "hash"}
+    if not erased or stored.keys() != frozen.keys():
+        return False
+    held, types = thaw(stored), FIELDS[record.kind]
+    return all(
+        same(types[name], held[name], value) if name in erased else held[name] == value
+        for name, value in record.values.items()
+    )
+
+
+def moved_base(kind: str, before: Values, agreed: Values) -> dict[str, Value]:
+    """A base with what was agreed. A value that was erased and is still the same stays erased."""
+    types = FIELDS[kind]
+    news = {
+        name: value
+        for name, value in agreed.items()
+        if not (isinstance(before.get(name), Hashed) and same(types[name], before[name], value))
+    }
+    return {**before, **news}
 
 
 def news(

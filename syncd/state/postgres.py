@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from sqlalchemy import (
     ARRAY,
+    ColumnElement,
     Connection,
     Engine,
     Text,
@@ -35,7 +36,7 @@ from syncd.core.model import KINDS, Address, LinkState, Side, Verb
 from syncd.state import schema as s
 from syncd.state.bulk import insert_many, one_of, update_many, upsert_many
 from syncd.state.lease import Lease, prove
-from syncd.state.rows import Joined, Listing, Place, Row
+from syncd.state.rows import EMPTIED, Joined, Listing, Place, Row
 
 #: From so many new rows on the database is told to look at a table again.
 ANALYZED = 2_000
@@ -548,19 +549,17 @@ class PostgresRows:
 
     def discard_plans(self, at: datetime) -> None:
         is_undo = exists().where(s.run.c.id == s.plan.c.run, s.run.c.reason == "undo")
-        self._writing.execute(
-            update(s.plan)
-            .where(s.plan.c.pair == self.pair, s.plan.c.state == "open", ~is_undo)
-            .values(state="discarded", ended_at=at)
-        )
+        self._discard(and_(s.plan.c.state == "open", ~is_undo), at)
 
     def abandon_plans(self, at: datetime, but: str | None) -> None:
         is_left = or_(s.plan.c.state == "applying", and_(s.plan.c.state == "open", s.plan.c.hash == ""))
-        self._writing.execute(
-            update(s.plan)
-            .where(s.plan.c.pair == self.pair, is_left, s.plan.c.id != (but or ""))
-            .values(state="discarded", ended_at=at)
-        )
+        self._discard(and_(is_left, s.plan.c.id != (but or "")), at)
+
+    def _discard(self, which: ColumnElement[bool], at: datetime) -> None:
+        plans = and_(s.plan.c.pair == self.pair, which)
+        of_these = and_(s.operation.c.plan.in_(select(s.plan.c.id).where(plans)), s.operation.c.state == "planned")
+        self._writing.execute(update(s.operation).where(of_these).values(EMPTIED))
+        self._writing.execute(update(s.plan).where(plans).values(state="discarded", ended_at=at))
 
     def insert_operations(self, rows: Sequence[Row]) -> None:
         insert_many(self._writing, s.operation, rows)

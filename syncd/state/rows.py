@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from syncd.core.model import Address, Side, Verb
 from syncd.state.lease import Lease
 
 #: Any: the types of the columns are the schema's.
 Row: TypeAlias = Mapping[str, Any]
+
+#: What an operation holds of records, once it has ended: history is the change log's.
+EMPTIED: Final[Row] = {"steps": {}, "before": {}, "source": {}, "conflicts": [], "because": {}}
 
 
 class Joined(NamedTuple):
@@ -208,7 +211,7 @@ class Rows(Protocol):
     def update_plan(self, plan_id: str, changes: Row) -> None: ...
 
     def discard_plans(self, at: datetime) -> None:
-        """Those that are open still, but for undos."""
+        """Those that are open still, but for undos; what was to be sent is emptied."""
 
     def abandon_plans(self, at: datetime, but: str | None) -> None:
         """Discard those that are being applied, and those that are open without a hash; not ``but``."""

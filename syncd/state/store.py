@@ -28,6 +28,7 @@ from syncd.state.news import (
     completed,
     first_seen,
     keys_held,
+    moved_base,
     news,
     record_of,
     seen_of,
@@ -425,10 +426,10 @@ class Store:
         """Which of these references of ``side`` get a record of this kind by the plan in the making."""
         return self.rows.planned_refs(plan_id, kind, side.other, ref_kind, set(refs))
 
-    def keep(self, side: Side, record: Record, at: datetime) -> None:
-        """Remember a linked record as it stands, though nothing about it is news."""
+    def keep(self, side: Side, record: Record, at: datetime, *, is_linked: bool = True) -> None:
+        """Remember a record as it stands, though nothing about it is news."""
         with self.transaction():
-            self.rows.save_sightings([sighting_row(self.pair, side, record, True, None, at)])
+            self.rows.save_sightings([sighting_row(self.pair, side, record, is_linked, None, at)])
 
     def answers(self, kind: str) -> Answers:
         """What people said, for good, about which records of a kind are not the same."""
@@ -578,13 +579,13 @@ class Store:
     ) -> dict[str, object]:
         """What changes in a link for one side, whose sighting goes or stays."""
         sighted = link.side(side)
-        base = {**sighted.base, **agreed}
+        base = moved_base(link.kind, sighted.base, agreed)
         changes: dict[str, object] = {f"{side}_base": freeze(base)} if base != dict(sighted.base) else {}
         if side not in link.moved and seen is None:
             return changes
         rest = {name: base[name] if name in agreed else value for name, value in sighted.record.values.items()}
         record = completed(seen or sighted.record, sighted.record, rest)
-        changes |= seen_of(side, record) | {f"{side}_keys": keys_held(record)}
+        changes |= seen_of(side, record) | {f"{side}_keys": keys_held(record, self.pair)}
         is_new_refs = bool(agreed) or not record.refs
         if tells(base, sighted.base_refs, record, self.counts[link.kind], is_new_refs=is_new_refs):
             self.rows.drop_sightings(side, link.kind, [sighted.record.id])
@@ -609,7 +610,7 @@ class Store:
                 row |= {
                     f"{side}_id": record.id,
                     f"{side}_base": freeze(base),
-                    f"{side}_keys": keys_held(record),
+                    f"{side}_keys": keys_held(record, self.pair),
                     **seen_of(side, record),
                 }
                 if tells(base, None, record, self.counts[kind], is_new_refs=True):

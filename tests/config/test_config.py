@@ -856,7 +856,7 @@ def test_the_environment_wins_over_the_service_file(tmp_path: Path, monkeypatch:
     ("text", "said"),
     [
         ("worker: 3\n", ":1: worker: unknown key 'worker'; did you mean 'workers'? "
-         "Known: data_dir, database_url, log_level, tenants, workers."),
+         "Known: data_dir, database_url, log_level, retention, tenants, workers."),
         ("database_url: postgresql://me:hunter2@db/x\n", ":1: database_url: a secret must not stand in the file. "
          "Write {env: NAME} or {file: PATH}."),
         ("workers: 0\n", ":1: workers: '0' is out of range. Write a number that is at least 1."),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 
+from syncd.core.match import keys_of
+from syncd.core.model import Record
 from syncd.errors import ConfigError
 from syncd.state import migrate
 from syncd.state.schema import metadata
@@ -44,3 +47,31 @@ def test_a_database_that_is_down_is_named_as_such() -> None:
     with pytest.raises(ConfigError, match="the database does not answer") as raised:
         migrate.require_current(engine)
     assert "secret" not in str(raised.value)
+
+
+def test_keys_in_clear_become_the_digests_that_matching_compares(empty_database: str) -> None:
+    """Whoever was linked before is found by the same address after: else everybody would be made a second time."""
+    engine = create_engine(empty_database)
+    with engine.begin() as connection:
+        command.upgrade(migrate.configuration(connection), "0001")
+        connection.execute(text(_LINKED))
+    migrate.upgrade(engine)
+    record = Record("contact", "1", {"email": "Åsa@x.se", "other_emails": frozenset({"b@x.se"})})
+    named = Record("company", "1", {"name": "Café: Åkerö", "org_number": "556900-1000", "domain": "x.se"})
+    wanted = {*keys_of(record, "t/crm"), *keys_of(named, "t/crm"), "refs:contact=1", "ref:contact=1"}
+    with engine.connect() as connection:
+        keys, steps = connection.execute(text("SELECT left_keys, (SELECT steps FROM operation) FROM link")).one()
+    assert (set(keys), steps) == (wanted, {})
+    engine.dispose()
+
+
+_LINKED = """
+INSERT INTO tenant (name, config_hash, seen_at) VALUES ('t', '', now());
+INSERT INTO pair (id, tenant, name, connector, namespace, config_hash) VALUES ('t/crm', 't', 'crm', 'c', 'c', '');
+INSERT INTO link (pair, kind, left_id, right_id, state, why, linked_at, left_keys) VALUES ('t/crm', 'contact', '1', '2',
+  'in_step', '', now(), ARRAY['email:åsa@x.se', 'email:b@x.se', 'domain:x.se', 'org:5569001000', 'name:café: åkerö',
+  'refs:contact=1', 'ref:contact=1']);
+INSERT INTO plan (id, pair, hash, state, made_at) VALUES ('p', 't/crm', '', 'applied', now());
+INSERT INTO operation (plan, pair, kind, verb, side, idempotency_key, state, steps)
+  VALUES ('p', 't/crm', 'contact', 'update', 'left', 'k', 'done', '{"email": "x"}');
+"""

@@ -26,7 +26,7 @@ from syncd.core.why import keep_word
 from syncd.errors import LeaseLostError, NotFoundError
 from syncd.state import schema as s
 from syncd.state.lease import SKEW_SECONDS, TTL_SECONDS, Lease
-from syncd.state.rows import Joined, Listing, Place, Row
+from syncd.state.rows import EMPTIED, Joined, Listing, Place, Row
 from syncd.state.store import Store
 
 _EPOCH: Final = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
@@ -747,13 +747,19 @@ class MemoryRows:
         for row in self._t.plan.find("state", "open"):
             run = self._t.run.rows.get(row["run"])
             if run is None or run["reason"] != "undo":
-                self._t.plan.change(row, {"state": "discarded", "ended_at": at})
+                self._discard(row, at)
 
     def abandon_plans(self, at: datetime, but: str | None) -> None:
         left = [*self._t.plan.find("state", "applying"), *self._t.plan.find("state", "open")]
         for row in left:
             if row["id"] != but and (row["state"] == "applying" or row["hash"] == ""):
-                self._t.plan.change(row, {"state": "discarded", "ended_at": at})
+                self._discard(row, at)
+
+    def _discard(self, plan: Row, at: datetime) -> None:
+        for row in self._t.operation.find("plan", plan["id"]):
+            if row["state"] == "planned":
+                self._t.operation.change(row, EMPTIED)
+        self._t.plan.change(plan, {"state": "discarded", "ended_at": at})
 
     def insert_operations(self, rows: Sequence[Row]) -> None:
         for row in rows:

@@ -19,7 +19,7 @@ def test_another_user_beside_the_same_values_is_no_news_of_a_linked_record() -> 
     link = {
         **seen_of(Side.RIGHT, KNOWN),
         "right_base": freeze(KNOWN.values),
-        "right_keys": keys_held(KNOWN),
+        "right_keys": keys_held(KNOWN, "t/crm"),
         "state": LinkState.IN_STEP,
     }
     told = news(Side.RIGHT, BY_ANOTHER, link, None, FIELDS["contact"], is_exact=False, is_current=False, at=AT)
