@@ -159,6 +159,16 @@ def test_one_way_restores_what_was_typed_over_it_and_keeps_the_loser() -> None:
     assert [(c.right, c.winner) for c in merged.conflicts] == [("x", Side.LEFT)]
 
 
+def test_one_way_loses_only_what_somebody_typed() -> None:
+    """The conflict names the rule; what a system spelled anew by itself is nobody's loss."""
+    source = Half({"text": "new"}, {"text": "a b"}, EARLY, {}, WRITABLE)
+    for there, kept in (("typed", [("a b", "new", "typed", Side.LEFT, "one way")]), ("a  b", [])):
+        sink = Half({"text": there}, {"text": "a b"}, LATE, {}, WRITABLE)
+        merged = merge({"text": FieldType.TEXT}, source, sink, {"text": Policy(Flow.TO_CRM)})
+        assert plain(merged.to_right) == {"text": "new"}
+        assert [(c.base, c.left, c.right, c.winner, c.rule) for c in merged.conflicts] == kept
+
+
 def test_one_way_never_blanks_what_it_did_not_write() -> None:
     """At a first meeting an empty source leaves the other side's value alone."""
     merged = merge(
