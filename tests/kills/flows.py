@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from sqlalchemy import select
+
+from syncd.state import schema as s
 from syncd.wiring import run_pair
 from tests.stories.harness import BOTH_WAYS, World
 
@@ -222,6 +225,21 @@ def _saved_plan(world: World) -> Sequence[str]:
     return ("apply", str(planned.plan_id), "--json")
 
 
+def _undo(world: World) -> Sequence[str]:
+    """What is taken back is a run that wrote on both sides, and made a contact with a prospect and a company."""
+    known, hub, crm = _acquainted(world), world.hub, world.crm
+    _edit_hub(world, known)
+    crm.edit("contact", known["cia"][1], last_name="Dahlin")
+    crm.edit("company", known["granit"][1], strategy="Handel")
+    dan = hub.add("contact", first_name="Dan", last_name="Falk", email="dan@vinga.se")
+    hub.invite(known["svalan"][0], dan, classification="interested")
+    hub.add("company", name="Vinga AB", domain="vinga.se")
+    world.run()
+    with world.engine.connect() as tx:
+        run = tx.execute(select(s.run.c.id).order_by(s.run.c.started_at.desc()).limit(1)).scalar_one()
+    return ("undo", run, "--yes", "--json")
+
+
 FLOWS: Final[Mapping[str, Flow]] = {
     flow.name: flow
     for flow in (
@@ -240,5 +258,6 @@ FLOWS: Final[Mapping[str, Flow]] = {
              frozenset({0, 3}), frozenset({0, 3})),
         Flow("merge", "merges of two records in the CRM", _merge, frozenset({0, 3}), frozenset({0, 3})),
         Flow("saved-plan", "a saved plan, applied", _saved_plan, exits_again=frozenset({0, 1, 2})),
+        Flow("undo", "a run, taken back", _undo, frozenset({0, 3}), frozenset({0, 3})),
     )
 }  # fmt: skip

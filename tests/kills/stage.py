@@ -23,7 +23,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Engine, Table, create_engine, func, select, text
+from sqlalchemy import ColumnElement, Engine, Table, create_engine, func, select, text
 
 from connectors.hubspot.emulator import HubSpotEmulator
 from connectors.propstreet.emulator import PropstreetEmulator
@@ -178,6 +178,7 @@ class End:
     links: Counter[str]
     inbox: Counter[str]
     conflicts: Counter[str]
+    holds: Counter[str]
 
 
 class Stage:
@@ -368,21 +369,32 @@ class Stage:
 
     def _end(self) -> End:
         vendors, names = _vendors(self.world)
-        links = self._words(s.link, names, ("kind", "left_id", "right_id", "state", "reason", "is_marked"))
+        links = self._words(s.link, names, ("kind", "left_id", "right_id", "state", "reason"))
+        # Where a kind can carry no mark, nobody reads whether it does.
+        links += self._words(s.link, names, ("kind", "left_id", "is_marked"), s.link.c.kind.in_(self._marked()))
         inbox = self._words(s.sighting, names, ("side", "kind", "id", "state", "reason", "is_deleted"))
         lost = ("kind", "left_id", "right_id", "field", "left_value", "right_value", "decided", "winner")
-        return End(vendors, links, inbox, self._words(s.conflict, names, lost))
+        holds = self._words(s.hold, names, ("side", "kind", "record_id", "reason"))
+        return End(vendors, links, inbox, self._words(s.conflict, names, lost), holds)
 
-    def _words(self, table: Table, names: Mapping[str, str], columns: Iterable[str]) -> Counter[str]:
+    def _marked(self) -> list[str]:
+        """The kinds of which the CRM's records can carry a mark; asked after a run, as it must be."""
+        opened = next(iter(self.world.service._opened.values()))
+        kinds = opened.connectors[Side.RIGHT].capabilities().kinds
+        return [kind for kind, can in kinds.items() if can.can_mark]
+
+    def _words(
+        self, table: Table, names: Mapping[str, str], columns: Iterable[str], *where: ColumnElement[bool]
+    ) -> Counter[str]:
         found: Counter[str] = Counter()
-        for row in self._rows(table):
+        for row in self._rows(table, *where):
             cells = [str(row._mapping[name]) for name in columns]
             found[" ".join(_with_names(cell, names) for cell in cells)] += 1
         return found
 
-    def _rows(self, table: Table) -> list[Any]:
+    def _rows(self, table: Table, *where: ColumnElement[bool]) -> list[Any]:
         with self._engine.connect() as tx:
-            return list(tx.execute(select(table)))
+            return list(tx.execute(select(table).where(*where)))
 
     def _count(self, table: Table, *where: Any) -> int:
         with self._engine.connect() as tx:
@@ -414,6 +426,6 @@ def _assert_known(feed: Any, record: Record, known: Record | None) -> None:
 
 
 def _assert_same(expected: End, found: End) -> None:
-    for name in ("vendors", "links", "inbox", "conflicts"):
+    for name in ("vendors", "links", "inbox", "conflicts", "holds"):
         one, other = getattr(expected, name), getattr(found, name)
         assert one == other, f"{name}: lacks {sorted((one - other).elements())}, has {sorted((other - one).elements())}"

@@ -1,4 +1,4 @@
-"""People merge and approve, and the process dies wherever it can."""
+"""People merge, approve and take back, and the process dies wherever it can."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.kills.sample import CRM_OF, PLAYS, deaths
 
 
 @pytest.mark.parametrize("play", range(PLAYS))
-@pytest.mark.parametrize("flow", ["merge", "saved-plan"])
+@pytest.mark.parametrize("flow", ["merge", "saved-plan", "undo"])
 def test_killed_and_started_again_it_ends_as_if_it_had_not_been(staged: Staged, flow: str, play: int) -> None:
     """SIGKILL at each kind of point, of the recovering process too: no duplicate, no loss, nothing left open."""
     stage = staged(flow, CRM_OF[flow])
