@@ -29,7 +29,7 @@ from connectors.hubspot.emulator import HubSpotEmulator
 from connectors.propstreet.emulator import PropstreetEmulator
 from connectors.salesforce.emulator import SalesforceEmulator
 from syncd.core.mapping import same
-from syncd.core.model import FIELDS, KINDS, RELATIONS, Address, Record, Side
+from syncd.core.model import FIELDS, KINDS, Address, Record, Side
 from syncd.state import schema as s
 from syncd.state.lease import TTL_SECONDS, Lease
 from syncd.state.postgres import PostgresRows
@@ -370,12 +370,18 @@ class Stage:
     def _end(self) -> End:
         vendors, names = _vendors(self.world)
         links = self._words(s.link, names, ("kind", "left_id", "right_id", "state", "reason"))
-        # A relation carries no mark, so nobody reads whether it does.
-        links += self._words(s.link, names, ("kind", "left_id", "is_marked"), s.link.c.kind.not_in(RELATIONS))
+        # Where a kind can carry no mark, nobody reads whether it does.
+        links += self._words(s.link, names, ("kind", "left_id", "is_marked"), s.link.c.kind.in_(self._marked()))
         inbox = self._words(s.sighting, names, ("side", "kind", "id", "state", "reason", "is_deleted"))
         lost = ("kind", "left_id", "right_id", "field", "left_value", "right_value", "decided", "winner")
         holds = self._words(s.hold, names, ("side", "kind", "record_id", "reason"))
         return End(vendors, links, inbox, self._words(s.conflict, names, lost), holds)
+
+    def _marked(self) -> list[str]:
+        """The kinds of which the CRM's records can carry a mark; asked after a run, as it must be."""
+        opened = next(iter(self.world.service._opened.values()))
+        kinds = opened.connectors[Side.RIGHT].capabilities().kinds
+        return [kind for kind, can in kinds.items() if can.can_mark]
 
     def _words(
         self, table: Table, names: Mapping[str, str], columns: Iterable[str], *where: ColumnElement[bool]
