@@ -143,6 +143,7 @@ def test_a_limit_is_its_floor_or_its_share_whichever_is_more(count: int, links: 
          ("would delete 2 deal of 0 linked (crm)", "would create 3 deal beside 0 linked (crm)",
           "would empty fields of 3 deal of 0 linked (crm)", "would change name on 3 deal of 0 linked (crm)")),
         ([("update", Side.LEFT, {"name": "x"}, 3)], {"deal": 15}, ()),
+        ([("create", Side.RIGHT, {}, 3)], {"deal": 30}, ()),
         ([("update", Side.LEFT, {"name": None}, 2)], {}, ("would empty fields of 2 deal of 0 linked (propstreet)",)),
         ([("mark", Side.RIGHT, {}, 99)], {}, ()),
         ([("delete", Side.RIGHT, {}, 5)], {"deal": 50}, ()),
@@ -176,11 +177,13 @@ def test_the_share_of_nothing_is_nothing() -> None:
     """A kind without a link has no room but its floors."""
     every = Limit(0, 1.0)
     operation = Operation("deal", "update", Side.LEFT, "1", Address("2"), {"name": Step(None, "")})
-    census = counted([(operation, {"name": "was"}), (replace(operation, verb="delete"), {})])
+    made = replace(operation, verb="create")
+    census = counted([(operation, {"name": "was"}), (replace(operation, verb="delete"), {}), (made, {})])
     limits = Limits(deletes=every, creates=every, blankings=every, one_field=every)
     found = brakes(census, {"contact": 9}, limits, is_approved=True)
     assert [reason.split(" (")[0] for reason in found] == [
         "would delete 1 deal of 0 linked",
+        "would create 1 deal beside 0 linked",
         "would empty fields of 1 deal of 0 linked",
         "would change name on 1 deal of 0 linked",
     ]
@@ -236,6 +239,9 @@ def test_a_row_of_small_runs_deletes_no_more_in_a_day_than_one_large_one() -> No
     assert stopped(3, 5) == ("would delete 1 deal of 5 linked (propstreet), 4 within a day",)
     assert stopped(3, 16) == ("would delete 1 deal of 16 linked (propstreet), 4 within a day",)
     assert stopped(3, 17) == ()
+    other = {("deal", Side.RIGHT): 9}
+    open_ = Limits(deletes=Limit(9, 1.0), deletes_in_a_day=Limit(0, 0.0))
+    assert brakes(census, {"deal": 5}, open_, is_approved=True, deleted=other) == ()
     assert stopped(9, 5, Side.RIGHT) == stopped(9, 5, kind="contact") == stopped(0, 5) == ()
     assert brakes(census, {}, TIGHT, is_approved=True, deleted={("deal", Side.LEFT): 1}) == ()
     alone = Limits(deletes=Limit(9, 0.0), deletes_in_a_day=Limit(0, 0.0))
@@ -261,3 +267,4 @@ def test_parents_that_lose_all_their_children_are_doubted_together_and_a_crowd_b
 ) -> None:
     """One or two children go every day; whole families at once are an outage until they are seen again."""
     assert emptied("deal", Side.RIGHT, lost, several, TIGHT) == reason
+    assert emptied("deal", Side.LEFT, lost, several, TIGHT) == (reason and reason.replace("(crm)", "(propstreet)"))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd.core.mapping import digest, hashed
-from syncd.core.match import Candidate, Matched, Review, Suspect, address_key, keys_of, match, ref_key
+from syncd.core.match import Answers, Candidate, Matched, Review, Suspect, address_key, keys_of, match, ref_key
 from syncd.core.model import FIELDS, Record, Side, Value
 from tests.core.cases import cases
 
@@ -253,3 +253,23 @@ def test_a_relation_is_known_by_its_references_only() -> None:
     assert ref_key(refs) == ref_key(dict(reversed(refs.items()))) == "refs:contact=1|deal=2"
     assert keys_of(Record("deal_contact", "9", {"name": "x"}, refs=refs), "s") == {"refs:contact=1|deal=2"}
     assert keys_of(Record("deal_contact", "9", {"name": "x"}), "s") == frozenset()
+
+
+def test_an_ended_link_leaves_both_alone_unless_one_is_asked_for_anew() -> None:
+    """Ids are each side's own: the same id on the other side is another record."""
+    answers = Answers(ended=frozenset({("1", "2")}), made=frozenset({(Side.RIGHT, "2")}))
+    assert answers.stands_alone(Side.LEFT, "1")
+    assert not answers.stands_alone(Side.RIGHT, "1")
+    assert not answers.stands_alone(Side.LEFT, "2")
+    assert not answers.stands_alone(Side.RIGHT, "2")
+    assert Answers(ended=answers.ended).stands_alone(Side.RIGHT, "2")
+
+
+def test_a_record_that_is_to_be_made_is_met_by_an_id_only() -> None:
+    """Its keys are forgotten unless it is linked already; those of others stay."""
+    answers = Answers(made=frozenset({(Side.LEFT, "l1")}))
+    asked, linked = suspect("l1", "email:a", mark="r1"), suspect("l1", "email:a", linked_to="r1")
+    assert answers.not_known_by_keys(Side.LEFT, asked) == suspect("l1", mark="r1")
+    assert answers.not_known_by_keys(Side.LEFT, linked) == linked
+    assert answers.not_known_by_keys(Side.RIGHT, asked) == asked
+    assert answers.not_known_by_keys(Side.LEFT, suspect("l2", "email:a")) == suspect("l2", "email:a")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.core.merge import Flow, OnConflict, Policy, merge
-from syncd.core.model import FieldType, Record, Side, Value, Values, Verb
-from syncd.core.plan import Fields, Sighted
-from syncd.core.undo import REFS, Deed, Standing, Written, folded, held_because, packed, undo
+from syncd.core.merge import Flow, OnConflict, Policy, Step, merge
+from syncd.core.model import Address, FieldType, Record, Side, Value, Values, Verb
+from syncd.core.plan import Fields, Operation, Sighted
+from syncd.core.undo import REFS, RULE, Deed, Leftover, Standing, Written, folded, held_because, packed, undo
+from tests.core.cases import cases
 
 TYPES = {"text": FieldType.TEXT, "set": FieldType.SET}
 ALL = frozenset(TYPES)
@@ -53,7 +55,7 @@ def after(deed_: Deed, at: Standing) -> tuple[dict[str, Value], Standing]:
     return now, replace(at, target=target, source=source)
 
 
-@settings(max_examples=1000)
+@cases(400)
 @given(sides, values, values, values)
 def test_a_run_and_its_undo_leave_what_was_before(side: Side, before: Values, source: Values, new: Values) -> None:
     """With nobody editing in between, the written side holds what it held before the run."""
@@ -61,7 +63,7 @@ def test_a_run_and_its_undo_leave_what_was_before(side: Side, before: Values, so
     assert now == before
 
 
-@settings(max_examples=1000)
+@cases(400)
 @given(sides, values, values, values, values)
 def test_only_what_the_run_left_there_goes_back(
     side: Side, before: Values, new: Values, now: Values, source: Values
@@ -78,7 +80,7 @@ def test_only_what_the_run_left_there_goes_back(
         )
 
 
-@settings(max_examples=1000)
+@cases(400)
 @given(sides, values, values, values, values)
 def test_undoing_twice_equals_undoing_once(
     side: Side, before: Values, new: Values, now: Values, source: Values
@@ -89,7 +91,7 @@ def test_undoing_twice_equals_undoing_once(
     assert operation is None
 
 
-@settings(max_examples=1500)
+@cases(500)
 @given(sides, values, values, values, st.sampled_from(Flow), st.sampled_from(OnConflict))
 def test_the_next_merge_after_an_undo_finds_nothing_to_do(
     side: Side, before: Values, new: Values, source: Values, flow: Flow, rule: OnConflict
@@ -102,7 +104,7 @@ def test_the_next_merge_after_an_undo_finds_nothing_to_do(
     assert (dict(merged.to_left), dict(merged.to_right), merged.conflicts) == ({}, {}, ())
 
 
-@settings(max_examples=500)
+@cases(300)
 @given(sides, values, values, values, values)
 def test_an_edit_that_waits_is_never_agreed_away(
     side: Side, before: Values, new: Values, source: Values, source_base: Values
@@ -220,3 +222,95 @@ def test_what_must_not_be_written_is_left() -> None:
     ):
         operation, left = undo(wrote, case, fields, "r1")
         assert (operation, [each.reason for each in left]) == (None, [reason])
+
+
+IN_STEP: Values = {"text": "a", "set": None}
+
+
+def of_a_made_one(**facts: object) -> Standing:
+    """How a record that the run made stands, with nobody having touched it."""
+    at = standing(Side.RIGHT, IN_STEP, IN_STEP, {"text": "a"}, {"text": "a"})
+    return replace(at, **facts)  # type: ignore[arg-type]  # by field name
+
+
+def test_the_removal_of_a_made_record_is_one_operation_that_names_its_run() -> None:
+    """Its source is told where it is linked, for the hold that keeps it from being made again."""
+    removal = Operation("contact", "delete", Side.RIGHT, "p1", Address("c1"), why="undo of run r1", undoes="r1")
+    assert undo(made(), of_a_made_one(), FIELDS, "r1") == (removal, ())
+    assert undo(made(), of_a_made_one(is_linked=False), FIELDS, "r1") == (replace(removal, source=None), ())
+
+
+def test_what_keeps_a_made_record_is_listed_with_all_that_it_is_about() -> None:
+    """Several fields, several dependants: each by its name."""
+    moved = sighted("c1", {"text": "b", "set": frozenset("x")}, {"text": "b", "set": None})
+    for at, reason in (
+        (of_a_made_one(target=moved), "edited since: set, text"),
+        (of_a_made_one(dependants=("deal 7", "deal 8")), "others refer to it: deal 7, deal 8"),
+    ):
+        assert undo(made(), at, FIELDS, "r1") == (None, (Leftover("contact", Side.RIGHT, "p1", "c1", "", reason),))
+
+
+@pytest.mark.parametrize(
+    ("later", "reasons"),
+    [
+        ({(Side.RIGHT, "text"): "a"}, []),
+        ({(Side.RIGHT, "text"): "was"}, ["edited since: text"]),
+        ({(Side.LEFT, "text"): "l"}, []),
+        ({(Side.LEFT, "text"): "was"}, ["edited since: text"]),
+        ({(Side.LEFT, "text"): "a"}, ["edited since: text"]),
+        ({(Side.LEFT, "text"): "was", (Side.LEFT, "set"): None}, ["edited since: text"]),
+        ({(Side.LEFT, "text"): "was", (Side.RIGHT, "set"): frozenset("x")}, ["edited since: set, text"]),
+        ({(Side.LEFT, "gone"): "was"}, []),
+    ],
+)
+def test_a_write_after_the_run_is_an_edit_if_what_stood_before_it_is_not_what_stands_there(
+    later: dict[tuple[Side, str], Value], reasons: list[str]
+) -> None:
+    """On the record and on its counterpart, by way of which somebody changed it."""
+    at = of_a_made_one(source=sighted("p1", {"text": "l", "set": None}, {"text": "l", "set": None}), later=later)
+    _, left = undo(made(), at, FIELDS, "r1")
+    assert [each.reason for each in left] == reasons
+    _, left = undo(made(), replace(at, source=None, later={(Side.LEFT, "text"): "was"}), FIELDS, "r1")
+    assert left == ()
+
+
+def test_what_a_system_spells_anew_is_no_edit_of_a_made_record() -> None:
+    """Each type's notion of equal holds, for the record and for what was written later."""
+    spaced = sighted("c1", {"text": "a  b", "set": None}, {"text": "a b", "set": None})
+    at = of_a_made_one(target=spaced, later={(Side.RIGHT, "text"): "a b"})
+    wrote = folded([line("text", None, "a b", "create")])
+    assert wrote is not None
+    assert undo(wrote, at, FIELDS, "r1")[1] == ()
+
+
+def test_a_removed_record_is_made_again_of_what_its_counterpart_tells() -> None:
+    """Linked to it, beside its references, and no more than can be given there."""
+    source = replace(Record("company", "p1", {"text": "b", "set": None, "more": "x"}), refs={"deal": "d"})
+    at = Standing(sighted("c1", {}, {}, is_deleted=True), Sighted(source, {}))
+    removed = Deed("company", Side.RIGHT, "delete", "p1", "c1", {"text": line("text", "a", None, "delete")})
+    steps = {"text": Step("b", "created")}
+    create = Operation("company", "create", Side.RIGHT, "p1", None, steps, {"deal": "d"}, "undo of run r1", undoes="r1")
+    assert undo(removed, at, FIELDS, "r1") == (create, ())
+    none = replace(FIELDS, right_creatable=frozenset())
+    assert undo(removed, at, none, "r1") == (replace(create, steps={}), ())
+
+
+def test_a_removed_relation_is_made_again_by_itself_of_what_the_log_tells() -> None:
+    """Of what was there and can be given; it is linked to nothing."""
+    lines = [line("text", "a", None, "delete"), line("set", None, None, "delete"), line("more", "x", None, "delete")]
+    refs = {"deal": "d1", "contact": "k1"}
+    relation = Deed("deal_contact", Side.RIGHT, "delete", "p1", "c1", {each.field: each for each in lines}, refs)
+    at = Standing(sighted("c1", {}, {}, is_deleted=True), sighted("p1", {}, {}, is_deleted=True))
+    steps = {"text": Step("a", RULE)}
+    create = Operation("deal_contact", "create", Side.RIGHT, None, None, steps, refs, "undo of run r1", undoes="r1")
+    assert undo(relation, at, FIELDS, "r1") == (create, ())
+    none = replace(FIELDS, right_creatable=frozenset({"more", "set"}))
+    assert undo(relation, at, none, "r1") == (replace(create, steps={}), ())
+    gone = replace(at, refs_gone=frozenset({"deal", "contact"}))
+    assert [each.reason for each in undo(relation, gone, FIELDS, "r1")[1]] == [
+        "names a contact and a deal that is gone"
+    ]
+    for alone in (replace(relation, refs={}), replace(relation, kind="company")):
+        assert [each.reason for each in undo(alone, at, FIELDS, "r1")[1]] == [
+            "deleted, and cannot be brought back from here"
+        ]

@@ -8,14 +8,15 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd.core.mapping import UnfitValueError, show, typed
 from syncd.core.merge import BY_PERSON, Chosen, Flow, Half, OnConflict, Policy, Step, Word, merge
 from syncd.core.model import FieldType, Money, Record, Side, Value
 from syncd.core.plan import Fields, KindRules, Operation, Sighted, decide, existence, standing
-from syncd.core.why import Created, Said, again, grounds, keep, keep_word, recall, recall_word
+from syncd.core.why import Created, Said, again, grounds, keep, keep_word, recall, recall_word, settled_by
+from tests.core.cases import cases
 
 SEEN_AT, LATER = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
 SAMPLES: dict[FieldType, list[Value]] = {
@@ -52,7 +53,7 @@ answers = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=1500)
+@cases(500)
 @given(halves, halves, policies, answers)
 def test_every_step_is_decided_again_from_what_is_kept_of_it(
     left: Half, right: Half, table: dict[str, Policy], settled: dict[str, Side | Chosen]
@@ -166,6 +167,7 @@ def test_a_word_on_a_deletion_ends_with_an_edit_of_the_survivor() -> None:
         ("contact", "tags", "vip, golf", frozenset({"vip", "golf"})),
         ("company", "domain", "https://www.nordhaus.se/om", "nordhaus.se"),
         ("company", "country", "se", "SE"),
+        ("company", "country", " SE ", "SE"),
     ],
 )
 def test_what_a_person_types_becomes_a_canonical_value(kind: str, field: str, raw: str, value: Value) -> None:
@@ -182,6 +184,8 @@ def test_what_a_person_types_becomes_a_canonical_value(kind: str, field: str, ra
         ("deal", "property_count", "tolv", "property_count: expected a number"),
         ("deal", "published_at", "igår", "published_at: expected an instant"),
         ("employment", "is_primary", "ja", "is_primary: expected true or false"),
+        ("company", "domain", "http://[x", "domain: expected a domain"),
+        ("contact", "tags", "x" * 70_000, "tags: longer than 65536 characters"),
         ("company", "country", "Sverige", "country takes a country's two letters, like SE"),
     ],
 )
@@ -209,3 +213,33 @@ def test_a_word_is_kept_with_what_was_shown(answer: Side | Chosen) -> None:
 def test_a_bare_side_is_a_word_too() -> None:
     """As answers were kept before anything was kept of what was shown."""
     assert recall_word("right") == Word(Side.RIGHT)
+
+
+def test_the_person_behind_a_step_is_told_from_its_ground() -> None:
+    """A ground that no person had a part in names none, and neither does the lack of one."""
+    left, right = (
+        Half({"name": "l"}, {"name": "was"}, None, {}, NAMED),
+        Half({"name": "r"}, {"name": "was"}, None, {}, NAMED),
+    )
+    for answer in (Side.LEFT, Chosen("third"), None):
+        settled = {"name": answer} if answer is not None else {}
+        merged = merge({"name": FieldType.TEXT}, left, right, {}, settled)
+        kept = grounds(Operation("contact", "update", Side.RIGHT, "1", None, merged.to_right or merged.to_left))
+        assert settled_by("name", kept["name"]) == answer
+    assert settled_by("name", {"why": "deleted on the other side"}) is None
+    assert settled_by("name", None) is None
+
+
+NAMED = frozenset({"name"})
+
+
+def test_an_answer_stands_while_both_sides_are_as_they_were_shown_to_it() -> None:
+    """A value spelled anew by its own system is the chosen one all the same, and is no edit of a record."""
+    words = {"name": Word(Chosen("a b"), ("left", "right"))}
+    assert standing(words, side("a  b"), side("right"), FIELDS) == {"name": Chosen("a b")}
+    assert standing(words, side("left"), side("a  b"), FIELDS) == {"name": Chosen("a b")}
+    assert standing(words, side("left"), side("another"), FIELDS) == {}
+    assert existence(side("a  b", base="a b"), Side.LEFT, FIELDS) == "exists"
+    both = Fields({"name": FieldType.TEXT, "city": FieldType.TEXT}, *(frozenset({"name", "city"}),) * 4)
+    edited = Sighted(Record("deal", "1", {"name": "x", "city": "y"}), {})
+    assert existence(edited, Side.LEFT, both) == "exists, edited: city, name"
