@@ -44,15 +44,16 @@ class Found:
         return f"| {' | '.join(cells)} |"
 
 
-def hunt(url: str, template: str, folder: Path, flow: str, crm: str) -> Found:
-    """Kill one flow on one CRM wherever it can be killed."""
+def hunt(url: str, template: str, folder: Path, flow: str, crm: str, points: frozenset[str]) -> Found:
+    """Kill one flow on one CRM at every passing of these points."""
     folder.mkdir(parents=True)
     set_up("error", is_terminal=False)
     databases, killer = Databases(url), Killer(folder)
     stage = Stage(FLOWS[flow], crm, databases, template, folder / "stage", killer)
     broken: list[str] = []
     killed = worlds = 0
-    for point, times in stage.counts().items():
+    chosen = {point: times for point, times in stage.counts().items() if point.partition(".")[0] in points}
+    for point, times in chosen.items():
         for nth in range(1, times + 1):
             killed += 1
             try:
@@ -81,11 +82,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make kills", description=__doc__)
     parser.add_argument("--flow", action="append", choices=FLOWS, help="only this flow; may be repeated")
     parser.add_argument("--crm", action="append", choices=CRMS, help="only this CRM")
+    parser.add_argument("--point", action="append", choices=POINTS, help="only this kind of point; may be repeated")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at a time")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="syncd-kills-", ignore_cleanup_errors=True) as home:
-        found = _hunt_all(Path(home), asked.flow or list(FLOWS), asked.crm or list(CRMS), asked.jobs)
+        points = frozenset(asked.point or POINTS)
+        found = _hunt_all(Path(home), asked.flow or list(FLOWS), asked.crm or list(CRMS), points, asked.jobs)
     shown = table(found)
     print("\n" + shown)
     if asked.write:
@@ -94,7 +97,7 @@ def main() -> int:
     return int(any(each.broken for each in found))
 
 
-def _hunt_all(home: Path, flows: list[str], crms: list[str], jobs: int) -> list[Found]:
+def _hunt_all(home: Path, flows: list[str], crms: list[str], points: frozenset[str], jobs: int) -> list[Found]:
     url = embedded.start(home / "database")
     forget_disk(url)
     databases = Databases(url)
@@ -105,7 +108,9 @@ def _hunt_all(home: Path, flows: list[str], crms: list[str], jobs: int) -> list[
     databases.close()
     found: list[Found] = []
     with ProcessPoolExecutor(jobs) as pool:
-        asked = [pool.submit(hunt, url, template, home / crm / flow, flow, crm) for flow in flows for crm in crms]
+        asked = [
+            pool.submit(hunt, url, template, home / crm / flow, flow, crm, points) for flow in flows for crm in crms
+        ]
         for each in as_completed(asked):
             done = each.result()
             found.append(done)
