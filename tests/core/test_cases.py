@@ -6,7 +6,7 @@ from importlib import import_module
 
 from tests.core.cases import DRAWN
 
-LAWS = ("audit", "fixed_point", "guard", "match", "merge", "plan", "undo", "values", "watermark", "why")
+LAWS = ("audit", "erased", "fixed_point", "guard", "match", "merge", "plan", "undo", "values", "watermark", "why")
 
 
 def test_the_laws_of_the_core_are_tried_on_ten_thousand_cases_and_more() -> None:

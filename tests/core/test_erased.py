@@ -7,13 +7,14 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd.core.mapping import ERASED_VALUE, freeze, hashed, same, show, thaw
 from syncd.core.merge import ERASED, Flow, Half, Merged, OnConflict, Policy, merge
 from syncd.core.model import FieldType, Hashed, LinkState, Money, Record, Side, Value
 from syncd.core.plan import Fields, KindRules, OnDelete, Sighted, decide, welcome
+from tests.core.cases import cases
 
 TYPES = {"text": FieldType.TEXT, "set": FieldType.SET, "phone": FieldType.PHONE}
 WRITABLE = frozenset(TYPES)
@@ -42,7 +43,7 @@ _typed = st.sampled_from(sorted(_by_type)).flatmap(
 )
 
 
-@settings(max_examples=3000)
+@cases(600)
 @given(_typed)
 def test_an_erased_value_is_the_same_as_whatever_the_value_was_the_same_as(
     case: tuple[FieldType, Value, Value],
@@ -55,6 +56,7 @@ def test_an_erased_value_is_the_same_as_whatever_the_value_was_the_same_as(
     assert same(type_, hashed(type_, one, "s"), hashed(type_, other, "s")) is expected
 
 
+@cases(200)
 @given(_typed)
 def test_an_erased_value_cannot_be_read_and_is_kept_as_it_is(case: tuple[FieldType, Value, Value]) -> None:
     """Neither its text nor what is stored of it tells the value; storing it and reading it back changes nothing."""
@@ -94,7 +96,7 @@ def _told(merged: Merged) -> object:
     return merged.to_left, merged.to_right, conflicts, merged.blocked
 
 
-@settings(max_examples=3000)
+@cases(600)
 @given(_halves, _halves, _policies)
 def test_an_erased_base_changes_no_decision(left: Half, right: Half, policy: Policy) -> None:
     """While both records can be read, a merge against erased halves asks for exactly what it would have asked for."""
@@ -106,7 +108,7 @@ def test_an_erased_base_changes_no_decision(left: Half, right: Half, policy: Pol
     assert _told(veiled) == _told(plain)
 
 
-@settings(max_examples=3000)
+@cases(600)
 @given(_halves, _halves, _policies, st.booleans())
 def test_an_erased_value_is_never_written(left: Half, right: Half, policy: Policy, is_both: bool) -> None:
     """What would have to be written and cannot be read is blocked, and says so; it is never sent as its digest."""
