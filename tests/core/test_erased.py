@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from syncd.core.mapping import ERASED_VALUE, freeze, hashed, same, show, thaw
 from syncd.core.merge import ERASED, Flow, Half, Merged, OnConflict, Policy, merge
-from syncd.core.model import FieldType, Hashed, LinkState, Money, Record, Side, Value
+from syncd.core.model import FieldType, Hashed, LinkState, Money, Record, Side, Value, Verb
 from syncd.core.plan import Fields, KindRules, OnDelete, Sighted, decide, welcome
+from syncd.core.undo import Standing, Written, folded, undo
 from tests.core.cases import cases
 
 TYPES = {"text": FieldType.TEXT, "set": FieldType.SET, "phone": FieldType.PHONE}
@@ -153,3 +154,37 @@ def test_a_deletion_is_passed_on_though_the_values_were_erased_and_a_restore_wai
     assert (operation.verb, operation.side) == ("delete", Side.RIGHT)
     kept = decide("contact", gone, alive, _CONTACT, rules, settled={"": Side.RIGHT})
     assert (kept.operations, kept.state, kept.reason) == ((), LinkState.EXCLUDED, ERASED)
+
+
+# --- undoing ------------------------------------------------------------------------------
+
+_GONE = Hashed("", ())
+
+
+def _written(verb: Verb) -> Written:
+    return Written("contact", Side.RIGHT, verb, "1", "2", "email", _GONE, _GONE, _GONE)
+
+
+def test_an_undo_leaves_what_was_erased_and_says_so() -> None:
+    """Neither a field nor a whole record is put back as a digest; the rest of a run is undone as ever."""
+    now: dict[str, Value] = {"email": "now@x.se"}
+    standing = Standing(
+        Sighted(Record("contact", "2", now), now), Sighted(Record("contact", "1", now), now), is_linked=True
+    )
+    changed, removed = folded([_written("update")]), folded([_written("delete")])
+    assert changed is not None and removed is not None
+    operation, left = undo(changed, standing, _CONTACT, "r1")
+    assert (operation, [each.reason for each in left]) == (None, ["what stood there was erased"])
+    erased: dict[str, Value] = {"email": hashed(FieldType.TEXT, "anna@x.se", "s")}
+    source = Sighted(Record("contact", "1", erased), erased)
+    relation = replace(removed, kind="deal_contact", refs={"deal": "3", "contact": "2"})
+    for deed, at in ((removed, Standing(source=source)), (relation, Standing(is_source_taken=True))):
+        operation, left = undo(deed, at, _CONTACT, "r1")
+        assert (operation, [each.reason for each in left]) == (None, ["what stood there was erased"])
+
+
+def test_of_history_nothing_can_be_recognized() -> None:
+    """It keeps no digest: whoever guesses a value cannot have the guess confirmed."""
+    for type_, value in ((FieldType.TEXT, "a"), (FieldType.PHONE, "0701234567"), (FieldType.SET, frozenset("x"))):
+        assert not same(type_, _GONE, value)
+        assert not same(type_, hashed(type_, value, ""), _GONE)
