@@ -267,7 +267,7 @@ def test_wrong_usage_exits_2(desk: Desk, arguments: tuple[str, ...]) -> None:
 
 # --- documents ----------------------------------------------------------------------------
 
-COUNTED = {"linked", "conflicts", "in_review", "excluded", "dead_letters"}
+COUNTED = {"linked", "conflicts", "in_review", "excluded", "dead_letters", "settling", "held"}
 RUN = {
     "tenant", "pair", "connector", "state", "plan", "message", "operations", "created", "updated", "deleted", "marked",
     "linked", "conflicts", "rejected", "stale", "lost", "api_calls", "write_calls",
