@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from syncd.core.base import agreed, confirmed, founded, not_stored
+from syncd.core.mapping import hashed
 from syncd.core.merge import FieldConflict, Half, Merged, Step
 from syncd.core.model import FieldType, Side, Value
 
@@ -103,6 +104,8 @@ def test_of_a_set_only_what_came_from_the_source_is_settled(
     found = confirmed(types, Side.RIGHT, steps, {"tags": said}, {"tags": base}, {"tags": kept})
     assert found == {"tags": (said, half)}
     assert confirmed(types, Side.RIGHT, steps, {"tags": said}, {"tags": base}, {}) == {"tags": (said, sent)}
+    erased = {"tags": hashed(FieldType.SET, base, "salt")}
+    assert confirmed(types, Side.RIGHT, steps, {"tags": said}, erased, {"tags": kept}) == found
 
 
 @pytest.mark.parametrize(

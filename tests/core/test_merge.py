@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.core.mapping import same
+from syncd.core.mapping import hashed, same
 from syncd.core.merge import (
     BY_PERSON,
     Flow,
@@ -222,6 +222,23 @@ def test_two_sets_that_were_apart_take_over_only_what_moved(
         wanted = frozenset(each for each in "wxyz" if each in added or (each in mine and each not in gone[side]))
         assert plain(merged.to(side)) == ({} if wanted == mine else {"set": wanted or None})
         assert {step.rule for step in merged.to(side).values()} <= {"set merged"}
+
+
+def test_an_erased_set_is_merged_with_nothing_before_it_is_read_again() -> None:
+    """Where either side moved, the side that can be read waits; where none did, nothing waits."""
+    seen, base = frozenset("xy"), frozenset("x")
+    erased = hashed(FieldType.SET, base, "salt")
+    types_ = {"set": FieldType.SET}
+    lost, still = (
+        Half({"set": erased}, {"set": base}, None, {}, WRITABLE),
+        Half({"set": base}, {"set": base}, None, {}, WRITABLE),
+    )
+    moved = Half({"set": seen}, {"set": base}, None, {}, WRITABLE)
+    assert merge(types_, lost, still, {}) == merge(types_, still, lost, {}) == Merged()
+    assert merge(types_, lost, moved, {}).blocked.keys() == merge(types_, moved, lost, {}).blocked.keys() == {"set"}
+    for merged in (merge(types_, lost, moved, {}), merge(types_, moved, lost, {})):
+        assert not merged.to_left
+        assert not merged.to_right
 
 
 def test_a_set_that_loses_its_last_element_is_empty() -> None:

@@ -314,3 +314,54 @@ def test_a_removed_relation_is_made_again_by_itself_of_what_the_log_tells() -> N
         assert [each.reason for each in undo(alone, at, FIELDS, "r1")[1]] == [
             "deleted, and cannot be brought back from here"
         ]
+
+
+def test_what_goes_back_is_one_operation_that_names_its_run_and_the_rest_is_listed() -> None:
+    """To the record that was written, beside its counterpart."""
+    at = standing(Side.RIGHT, {"text": "b", "set": frozenset("y")}, {}, IN_STEP, IN_STEP)
+    assert at.target is not None
+    at = replace(at, target=replace(at.target, base=at.target.record.values))
+    wrote = folded([line("text", "a", "b"), line("set", frozenset("x"), None)])
+    assert wrote is not None
+    back = Operation(
+        "contact",
+        "update",
+        Side.RIGHT,
+        "p1",
+        Address("c1"),
+        {"text": Step("a", RULE)},
+        why="undo of run r1",
+        undoes="r1",
+    )
+    assert undo(wrote, at, FIELDS, "r1") == (
+        back, (Leftover("contact", Side.RIGHT, "p1", "c1", "set", "edited since"),)
+    )  # fmt: skip
+    assert undo(replace(wrote, verb="mark"), at, FIELDS, "r1")[0] == back
+    for case in (replace(at, source=None), replace(at, source=sighted("p1", {}, {}, is_deleted=True))):
+        assert [each.reason for each in undo(wrote, case, FIELDS, "r1")[1]] == ["it is not linked any more"]
+    assert undo(wrote, at, replace(FIELDS, left_writable=frozenset()), "r1")[0] == back
+
+
+def test_each_reason_to_leave_a_field_is_told_by_its_type_and_its_name() -> None:
+    """What a system spells anew is as before, is ours, and is no edit of the other side."""
+    wrote = folded([line("text", "a b", "c d")])
+    assert wrote is not None
+
+    def reasons(now: str, source: str, **facts: object) -> list[str]:
+        at = standing(Side.RIGHT, {"text": now}, {"text": now}, {"text": source}, {"text": "s t"})
+        at = replace(at, **facts)  # type: ignore[arg-type]  # by field name
+        return [each.reason for each in undo(wrote, at, FIELDS, "r1")[1]]
+
+    assert reasons("a  b", "s t") == ["already as before"]
+    assert reasons("c  d", "s  t") == []
+    assert reasons("c d", "moved") == ["edited since on the other side"]
+    holds = {Side.LEFT: "by Anna", Side.RIGHT: "by Bo"}
+    assert reasons("c d", "s t", holds=holds) == ["on hold: by Anna; by Bo"]
+
+
+def test_references_whose_ids_hold_an_equals_sign_are_kept_whole() -> None:
+    """Only the first one parts the kind from the id; lines of the whole record hold no field."""
+    refs = {"deal": "a=b=c"}
+    found = folded([line("", None, None, "delete"), line(REFS, packed(refs), None, "delete")])
+    assert found is not None
+    assert (found.refs, found.fields) == (refs, {})

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from syncd.core.mapping import UnfitValueError, show, typed
 from syncd.core.merge import BY_PERSON, Chosen, Flow, Half, OnConflict, Policy, Step, Word, merge
-from syncd.core.model import FieldType, Money, Record, Side, Value
+from syncd.core.model import FieldType, Json, Money, Record, Side, Value
 from syncd.core.plan import Fields, KindRules, Operation, Sighted, decide, existence, standing
 from syncd.core.why import Created, Said, again, grounds, keep, keep_word, recall, recall_word, settled_by
 from tests.core.cases import cases
@@ -243,3 +243,21 @@ def test_an_answer_stands_while_both_sides_are_as_they_were_shown_to_it() -> Non
     both = Fields({"name": FieldType.TEXT, "city": FieldType.TEXT}, *(frozenset({"name", "city"}),) * 4)
     edited = Sighted(Record("deal", "1", {"name": "x", "city": "y"}), {})
     assert existence(edited, Side.LEFT, both) == "exists, edited: city, name"
+
+
+def test_what_was_kept_and_cannot_be_read_is_told_by_its_field() -> None:
+    """Whatever part of a ground it is."""
+    half: dict[str, Json] = {"writable": True}
+    ground: dict[str, Json] = {"type": "text", "flow": "both", "conflict": "newest", "left": half, "right": half}
+    broken: list[dict[str, Json]] = [
+        {"created": 7},
+        {**ground, "left": {**half, "value": 7}},
+        {**ground, "right": {**half, "base": 7}},
+    ]
+    for kept in broken:
+        with pytest.raises(UnfitValueError, match=r"^name: not a stored value$"):
+            recall("name", kept)
+    with pytest.raises(UnfitValueError, match=r"^name: not a kept ground$"):
+        settled_by("name", {"kind": "x"})
+    with pytest.raises(UnfitValueError, match=r"^a person's value: not a stored value$"):
+        recall("name", {**ground, "person": {"chosen": 7}})
