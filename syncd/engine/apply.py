@@ -389,12 +389,16 @@ class _Batch:
         """Whether all that an update or a deletion asked for is so."""
         if self.verb == "delete":
             return found.is_deleted
+        if self.verb != "update" or found.is_deleted:
+            return False
         types = self.ctx.fields(self.kind).types
-        return self.verb == "update" and not found.is_deleted and all(
-            same(types[name], found.values.get(name), step.value)
-            or is_cut(types[name], step.value, found.values.get(name))
-            for name, step in entry.steps.items()
-        )  # fmt: skip
+        for name, step in entry.steps.items():
+            now = found.values.get(name)
+            # What stood there before may be a beginning of what was to come; that is no cut, but no effect.
+            was_cut = is_cut(types[name], step.value, now) and not same(types[name], now, entry.before.get(name))
+            if not was_cut and not same(types[name], now, step.value):
+                return False
+        return True
 
     def _has_other_values(self, entry: Entry, found: Record) -> bool:
         """Whether a field of an update says something else than before it."""

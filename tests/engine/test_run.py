@@ -212,6 +212,24 @@ def test_a_text_that_the_crm_cuts_is_not_cut_in_propstreet_because_an_answer_was
     assert world.hub.get("company", company).values["strategy"] == "Offices in large cities"
 
 
+def test_a_write_that_never_left_is_made_though_the_old_value_begins_like_the_new(world: World) -> None:
+    """Anna, who becomes Anna-Lena, is no Anna-Lena cut short: what stood there before proves no effect."""
+    anna = world.hub.add("contact", {"first_name": "Anna", "email": "a@x.se"})
+    world.settle()
+    world.hub.edit("contact", anna, first_name="Anna-Lena")
+
+    def die(moment: str) -> None:
+        raise KeyboardInterrupt
+
+    world.crm.on_write = die
+    with pytest.raises(KeyboardInterrupt):
+        world.run()
+    world.crm.on_write = lambda moment: None
+    world.clock.sleep(600)
+    world.settle()
+    assert world.crm.get("contact", world.links("contact")[anna]).values["first_name"] == "Anna-Lena"
+
+
 def test_a_deletion_whose_answer_never_came_is_written_down(state: State) -> None:
     """What is gone by our hand is in the change log, whoever heard of it."""
     world = World(state)
