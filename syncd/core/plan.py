@@ -193,13 +193,16 @@ def decide(
     rules: KindRules,
     *,
     right_refs: Mapping[str, str] | None = None,
+    unlinked_refs: frozenset[str] = frozenset(),
     settled: Mapping[str, Answer] | None = None,
 ) -> Decision:
     """What one link needs now.
 
     ``left.record.values`` are already in the right side's vocabulary. ``right_refs`` are the right
-    record's references in left ids, None if one of them has no link. ``settled`` holds a person's
-    answers by field, as far as they stand; under ``""`` the side whose deletion or survival was chosen.
+    record's references in left ids, None if one of them has no link. ``unlinked_refs``: where one side is
+    gone, the kinds of the other one's references whose counterparts neither exist nor are about to.
+    ``settled`` holds a person's answers by field, as far as they stand; under ``""`` the side whose
+    deletion or survival was chosen.
     """
     sides = {Side.LEFT: left, Side.RIGHT: right}
     gone = [side for side in Side if sides[side].record.is_deleted]
@@ -210,7 +213,7 @@ def decide(
         # Two linked things became one over there: which of ours stands for it, only a person can say.
         return Decision(state=LinkState.CONFLICT, reason="merged with another linked record", deletion=gone[0])
     if gone:
-        return _after_deletion(kind, gone[0], sides, fields, rules, answer)
+        return _after_deletion(kind, gone[0], sides, fields, rules, unlinked_refs, answer)
     if not rules.scope.admits(right.record):
         return Decision(state=LinkState.EXCLUDED, reason="outside the tenant's filter")
     if kind in RELATIONS:
@@ -306,6 +309,7 @@ def _after_deletion(
     sides: Mapping[Side, Sighted],
     fields: Fields,
     rules: KindRules,
+    unlinked_refs: frozenset[str],
     settled: Side | None,
 ) -> Decision:
     """One side is gone. The edit wins over the deletion; else the tenant's rule for that direction holds."""
@@ -316,6 +320,8 @@ def _after_deletion(
         why = "kept by a person's word" if settled else "edited after it was deleted"
         if is_erased(alive.record.values):
             return Decision(state=LinkState.EXCLUDED, reason=ERASED)
+        if unlinked_refs:
+            return Decision(state=LinkState.EXCLUDED, reason=_unlinked(unlinked_refs))
         return Decision((anew(kind, gone, alive.record, fields, why),), LinkState.PENDING, why)
     if reason := alive.record.locked.get("*"):
         return Decision(state=LinkState.EXCLUDED, reason=reason)
@@ -391,12 +397,16 @@ def welcome(
         if ref_sets and frozenset(record.refs) not in ref_sets:
             return Welcome(reason=_unfit(record, ref_sets))
         if unlinked_refs:
-            return Welcome(reason=f"its {' and '.join(sorted(unlinked_refs))} is not linked", is_waiting=True)
+            return Welcome(reason=_unlinked(unlinked_refs), is_waiting=True)
     if is_erased(record.values):
         return Welcome(reason=ERASED, is_waiting=True)
     if not is_asked_for and (reason := _unwanted(record, side, rules)):
         return Welcome(reason=reason)
     return Welcome(anew(record.kind, side.other, record, fields, "only on one side"))
+
+
+def _unlinked(kinds: frozenset[str]) -> str:
+    return f"its {' and '.join(sorted(kinds))} is not linked"
 
 
 def _unwanted(record: Record, side: Side, rules: KindRules) -> str:

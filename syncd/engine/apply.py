@@ -100,6 +100,8 @@ class _Batch:
             self._drop(entry, "held still since the plan was made")
         if self.verb in ("update", "delete") and not self.capability.is_conditional:
             self._read_before_write()
+        if self.verb == "create":
+            self._read_before_replacing()
         writes = self._writes()
         if not writes:
             return
@@ -173,6 +175,21 @@ class _Batch:
                 self.targets[fresh.id] = replace(known, version=fresh.version, opaque=fresh.opaque,
                                                  modified_at=fresh.modified_at, locked=fresh.locked)  # fmt: skip
         self.ctx.store.intake(self.side, self.kind, moved, self.ctx.now(), is_exact=False)
+
+    def _read_before_replacing(self) -> None:
+        """A lost counterpart that was brought back since the plan was made is not doubled, nor written over."""
+        sources = [entry.operation.source for entry in self.entries if entry.operation.source is not None]
+        lost = {
+            row.side(self.side.other).record.id: row.side(self.side).address
+            for row in self.ctx.store.linked(self.kind, self.side.other, sources)
+        }
+        read_again(self.ctx, self.system, self.side, self.kind, list(lost.values()))
+        back = self.ctx.store.sighted(self.side, self.kind, [address.id for address in lost.values()])
+        for entry in list(self.entries):
+            address = lost.get(entry.operation.source or "")
+            if address is not None and address.id in back and not back[address.id].is_deleted:
+                self.ctx.report.stale += 1
+                self._drop(entry, "its counterpart is back")
 
     def _has_moved(self, entry: Entry, fresh: Record) -> bool:
         """Compare what a record says now with what it was planned against; what it cannot tell here does not count."""

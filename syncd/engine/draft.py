@@ -318,9 +318,10 @@ def _plan_rows(draft: Draft, kind: str, rows: list[LinkRow]) -> None:
     can_mark = ctx.systems[Side.RIGHT].kind(kind).can_mark
     rows = _under_locked_deals(ctx, kind, rows)
     right_refs = _right_refs(ctx, kind, rows)
+    unlinked = _unlinked_survivors(draft, kind, rows)
     with ctx.store.transaction():
         for row in rows:
-            _plan_link(draft, row, right_refs.get(row.id), can_mark=can_mark)
+            _plan_link(draft, row, right_refs.get(row.id), unlinked.get(row.id, frozenset()), can_mark=can_mark)
 
 
 def _is_held(ctx: Context, row: LinkRow) -> bool:
@@ -389,11 +390,26 @@ def _right_refs(ctx: Context, kind: str, rows: Sequence[LinkRow]) -> dict[int, d
     }
 
 
-def _plan_link(draft: Draft, row: LinkRow, right_refs: Mapping[str, str] | None, *, can_mark: bool) -> None:
+def _unlinked_survivors(draft: Draft, kind: str, rows: Sequence[LinkRow]) -> dict[int, frozenset[str]]:
+    """For each link that lost one side, what the record on the other one names and that has no counterpart."""
+    found: dict[int, frozenset[str]] = {}
+    for side in Side if kind in RELATIONS else ():
+        alone = [row for row in rows if row.side(side.other).record.is_deleted and not row.side(side).record.is_deleted]
+        unlinked = _unlinked_refs(draft, kind, side, [row.side(side).record for row in alone])
+        found |= {row.id: unlinked[row.side(side).record.id] for row in alone}
+    return found
+
+
+def _plan_link(
+    draft: Draft, row: LinkRow, right_refs: Mapping[str, str] | None, unlinked_refs: frozenset[str], *, can_mark: bool
+) -> None:
     ctx, kind = draft.ctx, row.kind
     left, right, fields = _in_crm_words(row.left, ctx.vocabulary(kind)), _in_its_currency(ctx, row), ctx.fields(kind)
     answers = standing(row.settled, left, right, fields)
-    decision = decide(kind, left, right, fields, ctx.rules.kinds[kind], right_refs=right_refs, settled=answers)
+    decision = decide(
+        kind, left, right, fields, ctx.rules.kinds[kind],
+        right_refs=right_refs, unlinked_refs=unlinked_refs, settled=answers,
+    )  # fmt: skip
     unsaid = set(row.settled) - set(answers)
     if draft.unread.take_link(row, decision):
         return

@@ -52,7 +52,7 @@ def sighting_row(
 ) -> dict[str, object]:
     """A record as the inbox keeps it; why it waited before still holds if it says the same."""
     state, reason = "new", ""
-    if before is not None and (before["state"] == "retired" or not _differs(before, record)):
+    if before is not None and (before["state"] == "retired" or not _says_more(before, record)):
         state, reason = before["state"], before["reason"]
     return {
         "pair": pair,
@@ -179,6 +179,14 @@ def _differs(row: Row, record: Record) -> bool:
         or row["mark"] != record.mark
         or _telling(row["facts"]) != _telling(_facts(record))
     )
+
+
+def _says_more(row: Row, record: Record) -> bool:
+    """Whether a record differs by more than what its sighting, made of a base, never heard of."""
+    if row["version"] != record.version or row["is_deleted"]:
+        return _differs(row, record)
+    heard = {name: value for name, value in record.values.items() if name in row["values"]}
+    return _differs(row, replace(record, values=heard, mark=record.mark if row["mark"] is not None else None))
 
 
 def _is_told(stored: Mapping[str, Json], record: Record) -> bool:

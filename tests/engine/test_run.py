@@ -294,6 +294,63 @@ def test_deletions_follow_the_tenants_rule(state: State) -> None:
     assert [(row.field, row.right_value) for row in world.rows(s.conflict)] == [("", "deleted")]
 
 
+def test_a_deletion_that_is_not_passed_on_stays_so_when_all_is_compared(state: State) -> None:
+    """What a full listing tells beyond the base, which never heard of a field that is not synced, is no edit."""
+    off = KindRules(deletes_to_right=OnDelete.IGNORE, policies={"strategy": Policy(Flow.OFF)})
+    world = World(state, kinds=rules(company=off))
+    company = world.hub.add("company", {"name": "Nordhaus AB", "domain": "nordhaus.se"})
+    world.run()
+    twin = world.links("company")[company]
+    world.crm.edit("company", twin, strategy="Logistics")
+    world.settle()
+    world.hub.remove("company", company)
+    world.settle()
+    world.run(reason="backfill", anew_before=world.clock())
+    assert world.states("company") == {twin: ("excluded", "deleted on the other side")}
+    assert world.hub.all("company") == []
+    world.crm.edit("company", twin, name="Nordhaus Fastigheter AB")
+    world.settle()
+    assert [record.values["name"] for record in world.hub.all("company")] == ["Nordhaus Fastigheter AB"]
+
+
+def test_an_edited_relation_whose_other_end_is_gone_waits_for_it(state: State) -> None:
+    """Deleted with its company, edited here: it comes back once there is a company to name."""
+    world = World(state, kinds=rules(company=KindRules(deletes_to_left=OnDelete.IGNORE)))
+    ids = seed(world)
+    world.run()
+    world.crm.remove("company", world.links("company")[ids["company"]])
+    for record in world.crm.all("employment"):
+        world.crm.remove("employment", record.id)
+    world.hub.edit("employment", ids["job"], job_title="CEO")
+    world.settle()
+    waiting = [(row.state, row.reason) for row in world.rows(s.link) if row.kind == "employment"]
+    assert waiting == [("excluded", "its company is not linked")]
+    world.hub.edit("company", ids["company"], name="Nordhaus Fastigheter AB")
+    world.settle()
+    assert [record.values["job_title"] for record in world.crm.all("employment")] == ["CEO"]
+
+
+def test_a_counterpart_that_comes_back_before_it_is_replaced_is_not_doubled(world: World) -> None:
+    """Deleted there, edited here, restored and edited there while the plan was under way: both edits arrive."""
+    anna = world.hub.add("contact", {"first_name": "Ana", "last_name": "Berg"})
+    other = world.hub.add("company", {"name": "Nordhaus AB"})
+    world.run()
+    first = world.links("contact")[anna]
+    world.crm.remove("contact", first)
+    world.hub.edit("contact", anna, first_name="Anna")
+    world.hub.edit("company", other, name="Nordhaus Fastigheter AB")
+
+    def bring_back(moment: str) -> None:
+        if world.crm.get("contact", first).is_deleted:
+            world.crm.restore("contact", first)
+            world.crm.edit("contact", first, last_name="Lind")
+
+    world.crm.on_write = bring_back
+    world.settle()
+    assert [(each.id, each.values["first_name"]) for each in world.crm.all("contact")] == [(first, "Anna")]
+    assert world.hub.get("contact", anna).values["last_name"] == "Lind"
+
+
 def test_an_edit_wins_over_a_deletion(world: World) -> None:
     """Deleted on one side, edited on the other since: the record comes back."""
     deal = world.hub.add("deal", {"name": "one"})

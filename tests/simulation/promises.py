@@ -131,7 +131,14 @@ def _agreement(book: _Book, link: Link) -> Iterator[str]:
         is_held = any(key[:3] == (kind, link["left_id"], link["right_id"]) for key in book.open_conflicts)
         is_locked = any(row.record.locked or _below_lock(book, row) for row in (left, right))
         is_below = any(_waits_for_a_person(book, side, row) for side, row in zip(Side, (left, right), strict=True))
-        if not (is_held or is_below or link["state"] == "dead" or (link["state"] == "excluded" and is_locked)):
+        is_alone = any(
+            not row.record.is_deleted and any(end not in book.by_side[side] for end in row.record.refs.items())
+            for side, row in zip(Side, (left, right), strict=True)
+        )
+        is_waiting = is_alone and link["state"] == "excluded" and link["reason"].endswith("is not linked")
+        if not (
+            is_held or is_below or is_waiting or link["state"] == "dead" or (link["state"] == "excluded" and is_locked)
+        ):
             yield f"convergence: {where} has lost a side and says {link['state']} ({link['reason']})"
         return
     if link["state"] == "pending":
@@ -196,12 +203,10 @@ def _field(book: _Book, link: Link, name: str, left: Row, right: Row, where: str
             if half != (None, None):
                 return
         case Flow.TO_CRM:
-            if here is None and PERSON not in (left.by.get(name),):
-                return
-            if here is None and len(left.held.get(name, ())) <= 2:
+            if all(held is None for held in left.held.get(name, ())):
                 return  # the source never had a value: one way does not blank what it did not write
         case Flow.TO_PROPSTREET:
-            if there is None and len(right.held.get(name, ())) <= 2:
+            if all(held is None for held in right.held.get(name, ())):
                 return
         case _:
             pass

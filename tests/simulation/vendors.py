@@ -392,6 +392,8 @@ class Vendor:
             if end.record.locked.get("*"):
                 return Outcome(write.key, Verdict.REJECTED, reason="closed")
         standing = self._standing(write)
+        if standing is not None and kind == self.hidden:
+            return Outcome(write.key, Verdict.REJECTED, reason="no access to the record that stands there")
         if standing is not None:
             is_marked = write.counterpart is not None and standing.record.mark == write.counterpart
             is_upsert = self.manner is not Manner.PROPSTREET and is_marked
