@@ -81,7 +81,9 @@ class Stood:
             return True
         if now.modified_at is not None and known.modified_at is not None and now.modified_at < known.modified_at:
             return False
-        return (now.version, now.modified_at) != (known.version, known.modified_at)
+        # Where a version is a whole second, who edited in it tells two edits apart.
+        is_other = None not in (now.modified_by, known.modified_by) and now.modified_by != known.modified_by
+        return is_other or (now.version, now.modified_at) != (known.version, known.modified_at)
 
 
 @dataclass(frozen=True, slots=True)

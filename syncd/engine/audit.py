@@ -95,6 +95,7 @@ def _packed(record: Record) -> dict[str, Any]:
         "parent": record.parent,
         "version": record.version,
         "modified_at": record.modified_at.isoformat() if record.modified_at is not None else None,
+        "modified_by": record.modified_by,
         "is_deleted": record.is_deleted,
         "merged_into": record.merged_into,
     }
@@ -104,7 +105,7 @@ def _unpacked(kind: str, id_: str, told: Mapping[str, Any]) -> Record:
     at = told["modified_at"]
     return Record(
         kind, id_, thaw(told["values"]), parent=told["parent"], refs=told["refs"], version=told["version"],
-        modified_at=datetime.fromisoformat(at) if at is not None else None,
+        modified_at=datetime.fromisoformat(at) if at is not None else None, modified_by=told["modified_by"],
         is_deleted=told["is_deleted"], merged_into=told["merged_into"],
     )  # fmt: skip
 

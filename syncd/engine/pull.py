@@ -83,7 +83,7 @@ def drain(
         if child is None:
             return
         if not system.kind(child).is_swept:
-            ctx.store.bring_back_visits(side, child, started_at + timedelta(seconds=SKEW_SECONDS), started_at)
+            ctx.store.forget_visits(side, child, started_at + timedelta(seconds=SKEW_SECONDS))
         rotation = _Rotation.of(ctx, system, child, started_at, is_whole=whole[child], anew_before=anew_before)
         rows = ctx.store.parents(
             side, child, plan_id, visited_before=rotation.visited_before, closed_before=rotation.closed_before

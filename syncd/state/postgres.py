@@ -113,10 +113,10 @@ class PostgresRows:
     def save_feeds(self, rows: Sequence[Row]) -> None:
         upsert_many(self._writing, s.feed, rows)
 
-    def bring_back_visits(self, side: Side, kind: str, latest: datetime, at: datetime) -> None:
+    def forget_visits(self, side: Side, kind: str, latest: datetime) -> None:
         feed = s.feed.c
         wrong = (feed.pair == self.pair, feed.side == side, feed.kind == kind, feed.visited_at > latest)
-        self._writing.execute(update(s.feed).where(*wrong).values(visited_at=at))
+        self._writing.execute(update(s.feed).where(*wrong).values(visited_at=None))
 
     def parents(
         self,

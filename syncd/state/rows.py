@@ -82,8 +82,8 @@ class Rows(Protocol):
     def holders(self, side: Side, kind: str, key: str, ids: Collection[str]) -> list[Address]:
         """Linked or sighted records whose opaque ``key`` is one of these."""
 
-    def bring_back_visits(self, side: Side, kind: str, latest: datetime, at: datetime) -> None:
-        """Visits noted later than ``latest`` were noted by a clock that was wrong: they happened ``at``."""
+    def forget_visits(self, side: Side, kind: str, latest: datetime) -> None:
+        """Visits noted later than ``latest`` were noted by a clock that was wrong, and prove nothing."""
 
     # --- sightings --------------------------------------------------------------------
 

@@ -389,10 +389,10 @@ class Store:
         """Deletions by (kind, side) since then that no person said yes to."""
         return self.rows.deletes_since(at)
 
-    def bring_back_visits(self, side: Side, kind: str, latest: datetime, at: datetime) -> None:
-        """See ``Rows.bring_back_visits``."""
+    def forget_visits(self, side: Side, kind: str, latest: datetime) -> None:
+        """See ``Rows.forget_visits``."""
         with self.transaction():
-            self.rows.bring_back_visits(side, kind, latest, at)
+            self.rows.forget_visits(side, kind, latest)
 
     def suspects(
         self, side: Side, kind: str, *, ids: Iterable[str] = (), marks: Iterable[str] = (), keys: Iterable[str] = ()

@@ -261,6 +261,17 @@ def test_a_record_is_newer_by_its_own_version_and_never_by_an_older_time(
     assert not replace(stood_, now=None).is_newer()
 
 
+@pytest.mark.parametrize(
+    ("now", "known", "is_newer"), [("a", "b", True), ("a", "a", False), (None, "a", False), ("a", None, False)]
+)
+def test_two_edits_of_one_second_are_told_apart_by_who_made_them(
+    now: str | None, known: str | None, *, is_newer: bool
+) -> None:
+    """Salesforce's clock counts whole seconds; one that does not say who edited proves nothing."""
+    shown, before = (Record("contact", "1", {}, version="v1", modified_at=T1, modified_by=by) for by in (now, known))
+    assert Stood(shown, Sighted(before, {}), False).is_newer() is is_newer
+
+
 def test_what_is_not_shown_has_neither_moved_nor_been_noticed() -> None:
     """A question about a field of a record that is not there."""
     absent = replace(shown({"text": "b"}, {"text": "a"}), now=None, is_waiting=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -54,9 +55,14 @@ def play(seed: int, steps: int, left_out: frozenset[int] = frozenset()) -> Playe
     return Played(seed, Case(seed, steps, left_out), simulation.tally, simulation.trace, tuple(found))
 
 
+def _gist(told: str) -> str:
+    """What broke, whichever records and values it struck."""
+    return re.sub(r"\S*\d\S*|'.*'", "", told)
+
+
 def shrink(found: Played) -> Case:
     """A smaller history that breaks the same promise: steps are left out, first many at once, then one by one."""
-    promise = found.broken[0].split(":")[0]
+    gist = _gist(found.broken[0])
     case, patience = found.case, PATIENCE
     size = max(1, case.steps // 2)
     while size and patience:
@@ -66,7 +72,7 @@ def shrink(found: Played) -> Case:
             if extra:
                 patience -= 1
                 tried = play(case.seed, case.steps, case.left_out | extra)
-                if any(each.split(":")[0] == promise for each in tried.broken):
+                if gist in map(_gist, tried.broken):
                     case, is_smaller = tried.case, True
             start += size
         if not is_smaller or size > 1:

@@ -409,11 +409,11 @@ class MemoryRows:
                 raise ViolationError(f"a watermark never goes back ({self.pair} {row['side']} {row['kind']})")
             self._t.feed.change(held, row)
 
-    def bring_back_visits(self, side: Side, kind: str, latest: datetime, at: datetime) -> None:
+    def forget_visits(self, side: Side, kind: str, latest: datetime) -> None:
         for row in list(self._t.feed.rows.values()):
             visited_at = row["visited_at"]
             if (row["side"], row["kind"]) == (side, kind) and visited_at is not None and visited_at > latest:
-                self._t.feed.change(row, {"visited_at": at})
+                self._t.feed.change(row, {"visited_at": None})
 
     def parents(
         self,

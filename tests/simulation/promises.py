@@ -131,14 +131,11 @@ def _agreement(book: _Book, link: Link) -> Iterator[str]:
         is_held = any(key[:3] == (kind, link["left_id"], link["right_id"]) for key in book.open_conflicts)
         is_locked = any(row.record.locked or _below_lock(book, row) for row in (left, right))
         is_below = any(_waits_for_a_person(book, side, row) for side, row in zip(Side, (left, right), strict=True))
-        is_alone = any(
-            not row.record.is_deleted and any(end not in book.by_side[side] for end in row.record.refs.items())
-            for side, row in zip(Side, (left, right), strict=True)
-        )
+        ends = {side: row.record.refs.items() for side, row in zip(Side, (left, right), strict=True)}
+        is_alone = any(end not in book.by_side[side] for side, each in ends.items() for end in each)
         is_waiting = is_alone and link["state"] == "excluded" and link["reason"].endswith("is not linked")
-        if not (
-            is_held or is_below or is_waiting or link["state"] == "dead" or (link["state"] == "excluded" and is_locked)
-        ):
+        is_listed = link["state"] == "dead" or (link["state"] == "excluded" and is_locked) or is_waiting
+        if not (is_held or is_below or is_listed):
             yield f"convergence: {where} has lost a side and says {link['state']} ({link['reason']})"
         return
     if link["state"] == "pending":

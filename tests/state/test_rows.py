@@ -497,7 +497,7 @@ class Twins:
             lambda: self.tell("drop_holds", self.side(), self.kind(), self.ids()),
             lambda: self.tell("discard_plans", self.at()),
             lambda: self.tell("abandon_plans", self.at(), pick([None, "p"])),
-            lambda: self.tell("bring_back_visits", self.side(), self.kind(), self.at(), self.at()),
+            lambda: self.tell("forget_visits", self.side(), self.kind(), self.at()),
         ]
         pick(rare if self.flag(0.2) else changes)()
 
