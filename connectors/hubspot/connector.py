@@ -30,7 +30,7 @@ from connectors.hubspot.client import (
     existing_id,
     rows_of,
 )
-from connectors.hubspot.fields import CURSOR, TYPES, UNIQUE, Sheet, modified_at
+from connectors.hubspot.fields import CURSOR, TYPES, UNIQUE, Sheet, formerly, modified_at
 from connectors.hubspot.schema import Schema
 from syncd.connector import (
     Account,
@@ -278,7 +278,7 @@ class HubSpotConnector:
         return [*self._client.read(TYPES[kind], ids, self._schema.sheet(kind).names()), *unfit]
 
     def _archived(self, kind: str) -> Iterator[tuple[Page, list[Row]]]:
-        """Tombstones of all that is in the bin: archiving moves no modified time and leaves search."""
+        """Tombstones of all that is in the bin, and of what was merged into it: archiving leaves search."""
         for rows, _ in self._client.listing(TYPES[kind], [MERGED], is_archived=True):
             records: list[Record] = []
             refused: list[Refusal] = []
@@ -290,7 +290,8 @@ class HubSpotConnector:
                     refused.append(Refusal(kind, _shown(row), str(exc)))
                     continue
                 if id_ is not None:
-                    records.append(Record(kind, id_, {}, modified_at=at, is_deleted=True))
+                    merged = formerly(dig(row, "properties", MERGED), id_)
+                    records += [Record(kind, each, {}, modified_at=at, is_deleted=True) for each in (id_, *merged)]
             if records or refused:
                 yield Page(kind, tuple(records), tuple(refused)), rows
 

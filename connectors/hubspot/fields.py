@@ -180,7 +180,7 @@ class Sheet:
             modified_at=mapping.instant(modified, "updatedAt"),
             modified_by=mapping.text(held.get(BY), BY, limit=255),
             is_deleted=row.get("archived") is True,
-            formerly=_formerly(held.get(MERGED), id_),
+            formerly=formerly(held.get(MERGED), id_),
             locked=self._locked(held),
             native=self._native(held, known),
             opaque=self._opaque(held, known),
@@ -463,7 +463,7 @@ def modified_at(kind: str, row: Row) -> tuple[str, datetime] | None:
     return (str(raw), moment) if moment is not None else None
 
 
-def _formerly(raw: object, id_: str) -> tuple[str, ...]:
+def formerly(raw: object, id_: str) -> tuple[str, ...]:
     """Ids that lead to a record since merges: a separated list."""
     found = re.split(r"[;,\s]+", raw) if isinstance(raw, str) else []
     return tuple(dict.fromkeys(each for each in found if each != id_ and re.fullmatch(r"[A-Za-z0-9-]{1,64}", each)))

@@ -596,16 +596,21 @@ def _plan_chunk(draft: Draft, kind: str, side: Side, records: Sequence[Record], 
 def _usurped(
     ctx: Context, kind: str, side: Side, records: Sequence[Record], answers: Answers
 ) -> dict[str, tuple[str, str]]:
-    """Records whose id stands on one of the other side that a person keeps apart from them, with the verdict.
+    """Records whose id stands on one of the other side that is not theirs, with the verdict.
 
-    Made now, they would be taken for that one, since what is made is found by the id that it carries.
-    The verdict leaves them new: they are looked at again until somebody takes the id out.
+    That one is linked to another by now, or kept apart by a person. Made now, they would be taken for it, or
+    written over it, since what is made is found by the id that it carries. The verdict leaves them new: they
+    are looked at again until the id is gone from there, which for a linked one is ours to do.
     """
     at = 0 if side is Side.LEFT else 1
     ids = {record.id for record in records}
     apart = [pair for pair in answers.never if pair[at] in ids]
     there = ctx.store.sighted(side.other, kind, [pair[1 - at] for pair in apart]) if apart else {}
+    taken = ctx.store.usurpers(kind, ids) if side is Side.LEFT and ctx.systems[Side.RIGHT].kind(kind).can_mark else {}
     return {
+        id_: ("new", f"{right_id} carries its id still, though it is linked to {left_id}")
+        for id_, (left_id, right_id) in taken.items()
+    } | {
         pair[at]: ("new", f"{pair[1 - at]}, from which it is kept apart, carries its id; take it out there")
         for pair in apart
         if pair[1 - at] in there and there[pair[1 - at]].mark == pair[at]

@@ -33,12 +33,13 @@ def _facts(record: Record) -> dict[str, Json]:
         "opaque": dict(record.opaque),
         "merged_into": record.merged_into,
         "modified_by": record.modified_by,
+        "mark": record.mark,
     }
 
 
 def _telling(facts: Mapping[str, Json]) -> dict[str, Json]:
-    """The facts that are news when they change: what only comes back to the connector is none, nor who wrote."""
-    return {**facts, "opaque": None, "modified_by": None}
+    """The facts that are news when they change: not what only comes back to the connector, who wrote, or our mark."""
+    return {**facts, "opaque": None, "modified_by": None, "mark": None}
 
 
 def keys_held(record: Record, pair: str) -> list[str]:
@@ -108,6 +109,7 @@ def completed(record: Record, before: Record, rest: Values) -> Record:
         values={**rest, **record.values},
         refs=record.refs or before.refs,
         parent=record.parent or before.parent,
+        mark=record.mark or before.mark,
         locked={**before.locked, **record.locked},
         native={**before.native, **record.native},
         opaque={**before.opaque, **record.opaque},
@@ -138,12 +140,14 @@ def record_of(kind: str, row: Row) -> Record:
 def base_record(kind: str, row: Row, side: Side) -> Record:
     """One side of a link as its base tells it."""
     facts = row[f"{side}_facts"]
+    is_marked = side is Side.RIGHT and row["is_marked"]
     return Record(
         kind=kind,
         id=row[f"{side}_id"],
         values=thaw(row[f"{side}_base"]),
         parent=row[f"{side}_parent"],
         refs=facts.get("refs", {}),
+        mark=row["left_id"] if is_marked else facts.get("mark"),
         version=row[f"{side}_version"],
         modified_at=row[f"{side}_modified_at"],
         modified_by=facts.get("modified_by"),
@@ -182,11 +186,11 @@ def _differs(row: Row, record: Record) -> bool:
 
 
 def _says_more(row: Row, record: Record) -> bool:
-    """Whether a record differs by more than what its sighting, made of a base, never heard of."""
+    """Whether a record differs by more than the fields that its sighting, made of a base, never heard of."""
     if row["version"] != record.version or row["is_deleted"]:
         return _differs(row, record)
     heard = {name: value for name, value in record.values.items() if name in row["values"]}
-    return _differs(row, replace(record, values=heard, mark=record.mark if row["mark"] is not None else None))
+    return _differs(row, replace(record, values=heard))
 
 
 def _is_told(stored: Mapping[str, Json], record: Record) -> bool:

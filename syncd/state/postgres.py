@@ -404,6 +404,15 @@ class PostgresRows:
             )
         )  # fmt: skip
 
+    def usurpers(self, kind: str, marks: Collection[str]) -> dict[str, tuple[str, str]]:
+        mark = s.link.c.right_facts["mark"].astext
+        found = self._all(
+            select(mark.label("mark"), s.link.c.left_id, s.link.c.right_id).where(
+                *self._of(s.link, kind), ~s.link.c.is_marked, one_of(mark, marks), mark != s.link.c.left_id
+            )
+        )
+        return {row["mark"]: (row["left_id"], row["right_id"]) for row in found}
+
     def linked_keys(self, side: Side, kind: str, keys: Collection[str]) -> set[str]:
         own_keys = _own(s.link, side, "keys")
         with self._reading() as tx:

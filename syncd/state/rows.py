@@ -157,6 +157,9 @@ class Rows(Protocol):
     def linked_alike(self, side: Side, kind: str, ids: Collection[str], keys: Collection[str]) -> list[Row]:
         """``id``, ``keys``, ``other_id`` and ``is_other_gone`` of linked records that have one of these."""
 
+    def usurpers(self, kind: str, marks: Collection[str]) -> dict[str, tuple[str, str]]:
+        """By each of these left ids that a linked right record carries which lacks its partner's mark: both its ids."""
+
     def linked_keys(self, side: Side, kind: str, keys: Collection[str]) -> set[str]:
         """Which of these keys linked records are known by."""
 

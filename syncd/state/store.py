@@ -409,6 +409,10 @@ class Store:
             for row in linked
         ]
 
+    def usurpers(self, kind: str, ids: Collection[str]) -> dict[str, tuple[str, str]]:
+        """Which of these Propstreet ids stand on a crm record that is linked to another: (that one, the crm's id)."""
+        return self.rows.usurpers(kind, ids)
+
     def counterparts(self, kind: str, side: Side, ids: Iterable[str]) -> dict[str, str]:
         """For ids of one side, the ids they are linked to on the other."""
         return self.rows.counterparts(kind, side, set(ids))
@@ -638,10 +642,7 @@ class Store:
     def part(self, kind: str, link: LinkRow, verdicts: Mapping[Side, tuple[str, str]], at: datetime) -> None:
         """End a link; both records stay, as new ones unless there is a verdict (state, reason) on their side."""
         with self.transaction():
-            right = replace(link.right.record, mark=link.left.record.id) if link.is_marked else link.right.record
-            for side, record in ((Side.LEFT, link.left.record), (Side.RIGHT, right)):
-                if side not in link.moved:
-                    self.keep(side, record, at)
+            self._sight_both(link, at)
             self.drop_links(kind, at, left_ids=[link.left.record.id])
             for side, verdict in verdicts.items():
                 self.shelve(side, kind, {link.side(side).record.id: verdict})

@@ -591,6 +591,16 @@ def test_an_idle_pull_costs_one_call_a_kind(connector: HubSpotConnector, hub: Hu
     assert wire.total - before == 3
 
 
+def test_a_sweep_shows_what_was_merged_into_something_in_the_bin(
+    connector: HubSpotConnector, hub: HubSpotEmulator
+) -> None:
+    one, two = (hub.add("companies", {"name": name}) for name in "AB")
+    mark = pull(connector, "company")[-1].clock
+    hub.archive("companies", hub.merge("companies", one, two))
+    shown = records(pull(connector, "company", watermarks={"company": mark}, is_sweep=True))
+    assert {id_ for id_, record in shown.items() if record.is_deleted} == {one, two}
+
+
 def test_long_property_names_are_read_by_id(hub: HubSpotEmulator, clock: ManualClock) -> None:
     names = tuple(f"a_very_long_property_name_that_somebody_gave_{n:03d}" for n in range(160))
     for each in names:

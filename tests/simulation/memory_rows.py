@@ -631,6 +631,14 @@ class MemoryRows:
             for row in found.values()
         )
 
+    def usurpers(self, kind: str, marks: Collection[str]) -> dict[str, tuple[str, str]]:
+        return {
+            mark: (row["left_id"], row["right_id"])
+            for row in self._t.link.rows.values()
+            if row["kind"] == kind and not row["is_marked"]
+            if (mark := row["right_facts"].get("mark")) in marks and mark != row["left_id"]
+        }
+
     def linked_keys(self, side: Side, kind: str, keys: Collection[str]) -> set[str]:
         return {key for key in keys if self._t.link.count("key", side, kind, key)}
 

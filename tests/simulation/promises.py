@@ -97,6 +97,10 @@ class _Book:
             left_writable=(kind, name) not in READ_ONLY_LEFT, right_writable=True
         )
 
+    def is_half_gone(self, link: Link) -> bool:
+        ends = [self.row(side, link["kind"], link[f"{side}_id"]) for side in Side]
+        return any(row is not None and row.record.is_deleted for row in ends)
+
     def row(self, side: Side, kind: str, id_: str) -> Row | None:
         return self.vendors[side].rows[kind].get(id_)
 
@@ -130,7 +134,7 @@ def _agreement(book: _Book, link: Link) -> Iterator[str]:
     if is_gone:
         is_held = any(key[:3] == (kind, link["left_id"], link["right_id"]) for key in book.open_conflicts)
         is_locked = any(row.record.locked or _below_lock(book, row) for row in (left, right))
-        is_below = any(_waits_for_a_person(book, side, row) for side, row in zip(Side, (left, right), strict=True))
+        is_below = any(_is_below_what_waits(book, side, row) for side, row in zip(Side, (left, right), strict=True))
         ends = {side: row.record.refs.items() for side, row in zip(Side, (left, right), strict=True)}
         is_alone = any(end not in book.by_side[side] for side, each in ends.items() for end in each)
         is_waiting = is_alone and link["state"] == "excluded" and link["reason"].endswith("is not linked")
@@ -154,11 +158,15 @@ def _agreement(book: _Book, link: Link) -> Iterator[str]:
         yield from _field(book, link, name, left, right, where)
 
 
-def _waits_for_a_person(book: _Book, side: Side, row: Row) -> bool:
-    """Whether a person has yet to say what becomes of one of the records that this one names."""
-    ends = [book.by_side[side].get(end) for end in row.record.refs.items()]
+def _is_below_what_waits(book: _Book, side: Side, row: Row) -> bool:
+    """Whether one of the records that this one names lost a side, which a person or a lock keeps as it is."""
+    ends = [link for end in row.record.refs.items() if (link := book.by_side[side].get(end)) is not None]
     held = {key[:3] for key in book.open_conflicts if key[3] == ""}
-    return any(link is not None and (link["kind"], link["left_id"], link["right_id"]) in held for link in ends)
+    return any(
+        (link["kind"], link["left_id"], link["right_id"]) in held
+        or (link["state"] == "excluded" and book.is_half_gone(link))
+        for link in ends
+    )
 
 
 def _below_lock(book: _Book, row: Row) -> bool:
@@ -200,14 +208,20 @@ def _field(book: _Book, link: Link, name: str, left: Row, right: Row, where: str
             if half != (None, None):
                 return
         case Flow.TO_CRM:
-            if all(held is None for held in left.held.get(name, ())):
-                return  # the source never had a value: one way does not blank what it did not write
+            if here is None and not _is_ours(book, Side.RIGHT, right, name):
+                return  # one way does not blank what it did not write
         case Flow.TO_PROPSTREET:
-            if all(held is None for held in right.held.get(name, ())):
+            if there is None and not _is_ours(book, Side.LEFT, left, name):
                 return
         case _:
             pass
     yield f"convergence: {where} {name} differs: {here!r} {there!r} ({policy.flow}, {link['state']} {link['reason']})"
+
+
+def _is_ours(book: _Book, side: Side, row: Row, name: str) -> bool:
+    """Whether syncd ever gave a record this field."""
+    at = (row.record.kind, row.record.id)
+    return any((wrote.kind, wrote.id) == at and name in wrote.values for wrote in book.vendors[side].wrote)
 
 
 def _agree(book: _Book, kind: str, name: str, here: Value, there: Value) -> bool:

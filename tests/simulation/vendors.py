@@ -180,6 +180,12 @@ class Vendor:
             found.append(row)
         return found
 
+    def is_binned(self, row: Row) -> bool:
+        """Whether a row is in the bin, or was merged into one that is."""
+        while row.record.merged_into is not None:
+            row = self.rows[row.record.kind][row.record.merged_into]
+        return row.record.is_deleted
+
     def living(self, kind: str) -> list[Record]:
         return [row.record for row in self.rows[kind].values() if not row.record.is_deleted]
 
@@ -276,7 +282,7 @@ class Vendor:
                 self.taken_off |= value - (kept if isinstance(kept, frozenset) else frozenset())
         lost.record = replace(lost.record, is_deleted=True, merged_into=winner)
         self._put(lost, {}, PERSON)
-        won.record = replace(won.record, formerly=(*won.record.formerly, loser))
+        won.record = replace(won.record, formerly=(*won.record.formerly, loser, *lost.record.formerly))
         self._put(won, {}, PERSON)
 
     # --- rows -------------------------------------------------------------------------
@@ -613,7 +619,7 @@ class SimConnector:
                 lambda: [
                     Record(kind, row.record.id, {}, modified_at=row.record.modified_at, is_deleted=True)
                     for row in self.vendor.visible(kind)
-                    if row.record.is_deleted and row.record.merged_into is None
+                    if self.vendor.is_binned(row)
                 ],
             )
             if gone:

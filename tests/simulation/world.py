@@ -181,6 +181,7 @@ class Simulation:
         self._halted: HaltedError | None = None
         self._is_waived = False
         self._is_calm = False
+        self._is_anew_due = False
         self._saved_plan: str | None = None
         self._robot_due: list[tuple[str, str, str, Value]] = []
 
@@ -251,9 +252,10 @@ class Simulation:
             for kind in KINDS:
                 vendor.visible(kind)
         self.note("calm")
-        for _ in range(3):
+        # Closed deals are visited every hour: the last one comes after that.
+        for seconds in (400, 4_000, 400):
             self._attempt(is_waived=True)
-            self.sleep(400)
+            self.sleep(seconds)
 
     def further_run(self, *, after_seconds: float) -> None:
         """One more run after the last, which should find nothing to do."""
@@ -503,8 +505,8 @@ class Simulation:
         vendor.hidden = kind
         self._attempt()
         vendor.hidden = None
-        if self._halted is not None:
-            self._halted = None  # a person gives the permission back, and lets the pair look again
+        # A person gives the permission back, and has all compared anew: nothing else tells what is visible again.
+        self._halted, self._is_anew_due = None, True
 
     def _normalised(self, name: str, value: Value) -> Value:
         """How the CRM keeps what it is given."""
@@ -696,7 +698,12 @@ class Simulation:
             if reason == "apply":
                 self._apply_saved(ctx, str(plan_id))
             else:
-                made = execute(ctx, Order(reason, is_approved=True, is_waived=is_waived, is_sweep=is_sweep))  # type: ignore[arg-type]  # one of its words
+                anew = self.now() if self._is_anew_due else None
+                made = execute(
+                    ctx,
+                    Order(reason, is_approved=True, is_waived=is_waived, anew_before=anew, is_sweep=is_sweep),  # type: ignore[arg-type]  # one of its words
+                )
+                self._is_anew_due = False
                 self._saved_plan = made if reason == "plan" else None
             outcome = "done"
             if is_waived and reason != "plan":

@@ -563,6 +563,7 @@ class Twins:
         self.ask("holds")
         self.ask("alike", side, kind, ids, ids, keys)
         self.ask("linked_alike", side, kind, ids, keys)
+        self.ask("usurpers", kind, ids)
         self.ask("linked_keys", side, kind, keys)
         self.ask("currency", self.one("shared linked sighted"))
         self.ask("answered", kind, ["never", "create"])
