@@ -208,14 +208,18 @@ def _field(book: _Book, link: Link, name: str, left: Row, right: Row, where: str
             if half != (None, None):
                 return
         case Flow.TO_CRM:
-            if here is None and not _is_ours(book, Side.RIGHT, right, name):
+            if here is None and (_never_spoke(left, name) or not _is_ours(book, Side.RIGHT, right, name)):
                 return  # one way does not blank what it did not write
         case Flow.TO_PROPSTREET:
-            if there is None and not _is_ours(book, Side.LEFT, left, name):
+            if there is None and (_never_spoke(right, name) or not _is_ours(book, Side.LEFT, left, name)):
                 return
         case _:
             pass
     yield f"convergence: {where} {name} differs: {here!r} {there!r} ({policy.flow}, {link['state']} {link['reason']})"
+
+
+def _never_spoke(row: Row, name: str) -> bool:
+    return all(held is None for held in row.held.get(name, ()))
 
 
 def _is_ours(book: _Book, side: Side, row: Row, name: str) -> bool:

@@ -71,9 +71,6 @@ class State(Protocol):
 
     def answer_review(self, review_id: int, answer: str, candidate: str | None, at: datetime) -> None: ...
 
-    on_commit: Callable[[str], None]
-    """Called ``before`` and ``after`` each commit of something; what it raises ends the process there."""
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -159,7 +156,6 @@ class Simulation:
         self.seed, self.steps, self.left_out = seed, steps, left_out
         self.random = Random(seed)
         self.state = state
-        state.on_commit = self.on_commit
         self.at = START
         self.drift = timedelta(0)
         """How far the daemon's clock is off."""
@@ -633,7 +629,7 @@ class Simulation:
         self._chaos = _Chaos()
 
     def on_commit(self, moment: str) -> None:
-        """Called by the state ``before`` and ``after`` each transaction that changes something."""
+        """To be called by the state ``before`` and ``after`` each transaction that changes something, if it can."""
         if self._chaos.commits and not self._is_calm:
             self._tick_chaos(is_racing=False)
 
