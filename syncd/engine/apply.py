@@ -27,25 +27,27 @@ from syncd.state.journal import Entry
 from syncd.state.store import UNMOVED, LinkRow, NewLink, Unmoved
 
 
-def apply_plan(ctx: Context, plan_id: str) -> None:
+def apply_plan(ctx: Context, plan_id: str, *, is_backfill: bool = False) -> None:
     """Carry out what is still open of a plan: parents before children, deletes last and in reverse.
 
-    Raises LeaseLostError, and what stops a whole connection.
+    Except in a backfill, which may create many and has just listed all, a look precedes each create: what was
+    brought back a moment ago carries an id that the upsert would write over. Raises LeaseLostError, and what
+    stops a whole connection.
     """
     writes: tuple[Verb, ...] = ("create", "mark", "update")
     for kind in ctx.kinds:
         for verb in writes:
             for side in (Side.RIGHT, Side.LEFT):
-                _apply_sort(ctx, plan_id, kind, verb, side)
+                _apply_sort(ctx, plan_id, kind, verb, side, is_backfill=is_backfill)
     for kind in reversed(ctx.kinds):
         for side in (Side.RIGHT, Side.LEFT):
             _apply_sort(ctx, plan_id, kind, "delete", side)
 
 
-def _apply_sort(ctx: Context, plan_id: str, kind: str, verb: Verb, side: Side) -> None:
+def _apply_sort(ctx: Context, plan_id: str, kind: str, verb: Verb, side: Side, *, is_backfill: bool = False) -> None:
     size = ctx.systems[side].kind(kind).batch.get(verb, 1)
     while entries := ctx.journal.take(plan_id, kind, verb, side, size):
-        _Batch(ctx, kind, verb, side, entries, plan_id).apply()
+        _Batch(ctx, kind, verb, side, entries, plan_id).apply(is_backfill=is_backfill)
         ctx.progress("applied", kind, len(entries))
 
 
@@ -94,7 +96,7 @@ class _Batch:
         self._changes: list[Mapping[str, object]] = []
         self._taken: set[str] = set()
 
-    def apply(self) -> None:
+    def apply(self, *, is_backfill: bool) -> None:
         self._look_up()
         for entry in [each for each in self.entries if self._is_held(each.operation)]:
             self._drop(entry, "held still since the plan was made")
@@ -103,6 +105,8 @@ class _Batch:
         if self.verb == "create":
             self._read_before_replacing()
         writes = self._writes()
+        if self.verb == "create" and self.side is Side.RIGHT and self.capability.can_mark and not is_backfill:
+            writes = self._without_standing(writes)
         if not writes:
             return
         with self.ctx.store.transaction():
@@ -190,6 +194,14 @@ class _Batch:
             if address is not None and address.id in back and not back[address.id].is_deleted:
                 self.ctx.report.stale += 1
                 self._drop(entry, "its counterpart is back")
+
+    def _without_standing(self, writes: list[tuple[Entry, Write]]) -> list[tuple[Entry, Write]]:
+        """The creates of which no record carries the id yet; each other one gets the record that does."""
+        sought = [write for _, write in writes if write.counterpart is not None]
+        found = self.system.connector.find(sought) if sought else {}
+        if found:
+            self._settle({key: Outcome(key, Verdict.EXISTS, record) for key, record in found.items()})
+        return [(entry, write) for entry, write in writes if entry.key not in found]
 
     def _has_moved(self, entry: Entry, fresh: Record) -> bool:
         """Compare what a record says now with what it was planned against; what it cannot tell here does not count."""

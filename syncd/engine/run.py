@@ -64,7 +64,7 @@ def execute(ctx: Context, order: Order) -> str | None:
     first_plan = _seal(ctx, draft, order)
     if order.reason == "plan" or first_plan is None:
         return first_plan
-    _apply(ctx, first_plan)
+    _apply(ctx, first_plan, order.reason)
     _look_again(ctx, order, draft.by_kind)
     return first_plan
 
@@ -101,7 +101,7 @@ def execute_undo(ctx: Context, engine: Engine, order: Order, run: RunRow, *, is_
     draft = draft_undo(ctx, engine, run)
     plan_id = _seal(ctx, draft, order, is_held=is_applied)
     if plan_id is not None and is_applied:
-        _apply(ctx, plan_id)
+        _apply(ctx, plan_id, "undo")
     return plan_id
 
 
@@ -114,7 +114,7 @@ def _look_again(ctx: Context, order: Order, by_kind: dict[str, int]) -> None:
         plan_id = _seal(ctx, draft, order)
         if plan_id is None:
             return
-        _apply(ctx, plan_id)
+        _apply(ctx, plan_id, order.reason)
 
 
 def _draft(draft: Draft, kind: str) -> None:
@@ -151,9 +151,9 @@ def _seal(ctx: Context, draft: Draft, order: Order, *, is_held: bool = True) -> 
     return draft.plan_id
 
 
-def _apply(ctx: Context, plan_id: str) -> None:
+def _apply(ctx: Context, plan_id: str, reason: Reason) -> None:
     ctx.journal.set_plan(plan_id, "applying")
-    apply_plan(ctx, plan_id)
+    apply_plan(ctx, plan_id, is_backfill=reason == "backfill")
     ctx.journal.set_plan(plan_id, "applied", ctx.now())
 
 
@@ -172,7 +172,7 @@ def execute_plan(ctx: Context, plan_id: str, on_verified: Callable[[], None] = l
                     drain(ctx, side, group, plan_id=plan_id, anew_before=None, is_sweep_forced=False)
     _verify(ctx, plan_id)
     on_verified()
-    _apply(ctx, plan_id)
+    _apply(ctx, plan_id, "apply")
 
 
 def list_kinds(ctx: Context, plan_id: str) -> frozenset[str]:

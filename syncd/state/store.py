@@ -559,13 +559,17 @@ class Store:
 
         ``seen`` is what each side is known to hold now. A sighting stays only while it holds
         something that its base does not. ``forget`` names fields of which a person's word is done
-        with. Nothing is written if nothing changes.
+        with. A link of which nothing is sighted any more has nothing pending. Nothing is written if
+        nothing changes.
         """
         with self.transaction():
             changes: dict[str, object] = {}
+            moved = set(link.moved)
             for side, at in ((Side.LEFT, 0), (Side.RIGHT, 1)):
                 halves = {name: half for name, both in agreed.items() if not isinstance(half := both[at], Unmoved)}
-                changes |= self._settle_side(link, side, halves, seen.get(side))
+                changes |= self._settle_side(link, side, halves, seen.get(side), moved)
+            if state is LinkState.PENDING and not moved:
+                state, reason = LinkState.IN_STEP, ""
             if state != link.state or reason != link.reason:
                 changes |= {"state": state, "reason": reason}
             if is_marked is not None and is_marked != link.is_marked:
@@ -579,9 +583,9 @@ class Store:
                 self.rows.update_links([{"id": link.id, **changes}])
 
     def _settle_side(
-        self, link: LinkRow, side: Side, agreed: Mapping[str, Value], seen: Record | None
+        self, link: LinkRow, side: Side, agreed: Mapping[str, Value], seen: Record | None, moved: set[Side]
     ) -> dict[str, object]:
-        """What changes in a link for one side, whose sighting goes or stays."""
+        """What changes in a link for one side, whose sighting goes or stays; ``moved`` is kept up to date with it."""
         sighted = link.side(side)
         base = moved_base(link.kind, sighted.base, agreed)
         changes: dict[str, object] = {f"{side}_base": freeze(base)} if base != dict(sighted.base) else {}
@@ -593,8 +597,10 @@ class Store:
         is_new_refs = bool(agreed) or not record.refs
         if tells(base, sighted.base_refs, record, self.counts[link.kind], is_new_refs=is_new_refs):
             self.rows.drop_sightings(side, link.kind, [sighted.record.id])
+            moved.discard(side)
         elif seen is not None:
             self.rows.save_sightings([sighting_row(self.pair, side, record, True, None, None)])
+            moved.add(side)
         return changes
 
     def new_links(self, kind: str, made: Sequence[NewLink], at: datetime) -> None:
