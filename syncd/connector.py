@@ -56,8 +56,9 @@ class Wire(Protocol):
                 ``MissingError``, ``StaleVersionError`` and ``ContractError`` as they say.
             effect: ``write`` if the request can change anything at the vendor.
             bucket: the quota it counts against.
-            is_repeatable: whether sending it twice does no harm. If not, a ``TransientError``
-                with ``is_sent`` becomes ``UnknownOutcomeError`` instead of a repeat.
+            is_repeatable: whether sending it twice does no harm, even if somebody edited what it
+                wrote before the second time. If not, a ``TransientError`` with ``is_sent``
+                becomes ``UnknownOutcomeError`` instead of a repeat.
 
         Raises:
             UnknownOutcomeError, TransientError (patience is used up), and all else that

@@ -78,7 +78,8 @@ class Endpoint:
 _MIXED: Final = frozenset({200, 201, 207})
 _GONE: Final = frozenset({200, 204})
 
-#: All writes here are harmless when repeated (section 4.5): there is no plain create among them.
+#: A repeated write to an object does no harm of its own (section 4.5: there is no plain create among them), but no
+#: condition guards it: sent again after its answer was lost, it would undo what somebody edited meanwhile.
 CALLS: Final[Mapping[str, Endpoint]] = {
     "account": Endpoint("GET", "/account-info/v3/details"),
     "token": Endpoint("POST", "/oauth/v1/token"),
@@ -86,9 +87,9 @@ CALLS: Final[Mapping[str, Endpoint]] = {
     "get": Endpoint("GET", "/crm/v3/objects/{type}/{id}"),
     "search": Endpoint("POST", "/crm/v3/objects/{type}/search", bucket="search"),
     "read": Endpoint("POST", "/crm/v3/objects/{type}/batch/read", frozenset({200, 207})),
-    "update": Endpoint("POST", "/crm/v3/objects/{type}/batch/update", _MIXED, "write"),
-    "upsert": Endpoint("POST", "/crm/v3/objects/{type}/batch/upsert", _MIXED, "write"),
-    "archive": Endpoint("POST", "/crm/v3/objects/{type}/batch/archive", _GONE, "write"),
+    "update": Endpoint("POST", "/crm/v3/objects/{type}/batch/update", _MIXED, "write", is_repeatable=False),
+    "upsert": Endpoint("POST", "/crm/v3/objects/{type}/batch/upsert", _MIXED, "write", is_repeatable=False),
+    "archive": Endpoint("POST", "/crm/v3/objects/{type}/batch/archive", _GONE, "write", is_repeatable=False),
     "pipelines": Endpoint("GET", "/crm/v3/pipelines/deals"),
     "properties": Endpoint("GET", "/crm/v3/properties/{type}"),
     "new property": Endpoint("POST", "/crm/v3/properties/{type}", frozenset({200, 201}), "write"),

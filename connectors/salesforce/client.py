@@ -302,9 +302,9 @@ class Client:
     ) -> Sequence[Result]:
         """Write up to 200 records in one call, each for itself; one result each, in order.
 
-        New ones are upserted by the external id field ``key``, which makes a repeat harmless;
-        without one they are inserted and a lost answer raises UnknownOutcomeError. Raises
-        RefusedError if the call as a whole was refused.
+        New ones are upserted by the external id field ``key``; without one they are inserted. A lost
+        answer raises UnknownOutcomeError: sent again, the call would undo what somebody edited
+        meanwhile. Raises RefusedError if the call as a whole was refused.
         """
         path = f"composite/sobjects/{sobject}/{key}" if is_new and key else "composite/sobjects"
         body = {
@@ -317,7 +317,7 @@ class Client:
                 lambda sf: _results(sf.restful(path, method=method, data=_dumps(body)), len(records)),
                 f"save {sobject}",
                 effect="write",
-                is_repeatable=method == "PATCH",
+                is_repeatable=False,
             )
         except _GoneError as exc:
             # Said of an external id field that was hidden from us (contract, 7.2), not of a record.
@@ -333,6 +333,7 @@ class Client:
             lambda sf: sf.restful(f"sobjects/{sobject}/{id_}", method="PATCH", data=_dumps(body), headers=headers),
             f"update {sobject} {id_}",
             id_,
+            is_repeatable=unmodified_since is not None,
         )
 
     def delete(self, sobject: str, ids: Sequence[str]) -> Sequence[Result]:
@@ -341,7 +342,10 @@ class Client:
             id_ = ids[0]
             return [
                 self._one(
-                    lambda sf: sf.restful(f"sobjects/{sobject}/{id_}", method="DELETE"), f"delete {sobject} {id_}", id_
+                    lambda sf: sf.restful(f"sobjects/{sobject}/{id_}", method="DELETE"),
+                    f"delete {sobject} {id_}",
+                    id_,
+                    is_repeatable=False,
                 )
             ]
         params = {"ids": ",".join(ids), "allOrNone": "false"}
@@ -349,6 +353,7 @@ class Client:
             lambda sf: _results(sf.restful("composite/sobjects", params=params, method="DELETE"), len(ids)),
             f"delete {sobject}",
             effect="write",
+            is_repeatable=False,
         )
 
     def insert(self, path: str, body: Mapping[str, Json]) -> Result:

@@ -7,27 +7,44 @@ returned, never what was sent; a field that still waits for a write, a lock or a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from enum import Enum
+from typing import Final, TypeAlias
 
 from syncd.core.mapping import members_of, same
 from syncd.core.merge import Half, Merged, Step
 from syncd.core.model import FieldType, Side, Value, Values, elements
 
-Halves: TypeAlias = dict[str, tuple[Value, Value]]
+
+class Unmoved(Enum):
+    """In place of a half of the base: that side's half stays as it is."""
+
+    UNMOVED = "unmoved"
+
+
+UNMOVED: Final = Unmoved.UNMOVED
+Halves: TypeAlias = Mapping[str, tuple[Value | Unmoved, Value | Unmoved]]
 
 
 def agreed(types: Mapping[str, FieldType], left: Half, right: Half, merged: Merged) -> Halves:
     """The halves of every field on which a merge found nothing to wait for."""
     waiting = {*merged.to_left, *merged.to_right, *merged.held, *merged.blocked}
-    found: Halves = {
+    found: dict[str, tuple[Value | Unmoved, Value | Unmoved]] = {
         name: (left.now(name), right.now(name))
         for name in types
         if name not in waiting and (left.says(name) or right.says(name))
     }
-    # Where both speak of a field for the first time, the empty base is written down: it is what tells a side
-    # that holds nothing from one that never said anything, once its sighting is gone.
     strange = {name for name in waiting if name not in left.base and name not in right.base}
-    return found | {name: (None, None) for name in strange if left.says(name) and right.says(name)}
+    met = {name for name in strange if left.says(name) and right.says(name)}
+    return found | {name: _met(left.now(name), right.now(name)) for name in met}
+
+
+def _met(left: Value, right: Value) -> tuple[Value | Unmoved, Value | Unmoved]:
+    """The halves of a field of which both speak for the first time, and do not agree yet.
+
+    That a side holds nothing is written down: it is what tells it from one that never said anything, once its
+    sighting is gone. What the other holds was never agreed upon, and was not agreed to be empty either.
+    """
+    return (None if left is None else UNMOVED, None if right is None else UNMOVED)
 
 
 def confirmed(
@@ -39,7 +56,7 @@ def confirmed(
     off, and the source has yet to follow, is left as it was in the target's half: it must count as
     moved still, or it would be lost where the source cannot be written now.
     """
-    found: Halves = {}
+    found: dict[str, tuple[Value | Unmoved, Value | Unmoved]] = {}
     for name, step in steps.items():
         there, here = returned.get(name, step.value), source.get(name)
         if types[name] is FieldType.SET and name in returned:
@@ -76,7 +93,7 @@ def founded(
     in them too, and is no news. What was not stored, and what the system put there by itself, is
     left to the next merge, against an empty base.
     """
-    found: Halves = {}
+    found: dict[str, tuple[Value | Unmoved, Value | Unmoved]] = {}
     for name, type_ in types.items():
         mine, theirs = source.get(name), returned.get(name)
         if name in steps and name not in returned:
@@ -84,7 +101,7 @@ def founded(
         elif (name in steps and theirs is not None) or same(type_, mine, theirs) or shares.get(name) in steps:
             found[name] = _by_side(to, theirs, mine)
         elif name in source and name in returned:
-            found[name] = (None, None)
+            found[name] = _met(*_by_side(to, theirs, mine))
     return found
 
 

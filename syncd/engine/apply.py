@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from syncd.connector import Outcome, Rider, Verdict, Write
-from syncd.core.base import confirmed, founded, not_stored
+from syncd.core.base import UNMOVED, confirmed, founded, not_stored
 from syncd.core.mapping import UnfitValueError, freeze, is_cut, is_erased, same
 from syncd.core.merge import BY_PERSON, Chosen
 from syncd.core.model import KINDS, RELATIONS, Address, Json, LinkState, Record, Side, Value, Verb
@@ -24,7 +24,7 @@ from syncd.engine.draft import proof
 from syncd.engine.pull import read_again
 from syncd.errors import RejectedError, UnknownOutcomeError
 from syncd.state.journal import Entry
-from syncd.state.store import UNMOVED, LinkRow, NewLink, Unmoved
+from syncd.state.store import LinkRow, NewLink
 
 
 def apply_plan(ctx: Context, plan_id: str, *, is_backfill: bool = False) -> None:
@@ -500,9 +500,7 @@ class _Batch:
         types = self.ctx.fields(self.kind).types
         returned = record.values if record is not None else {}
         base = row.side(self.side).base
-        halves: dict[str, tuple[Value | Unmoved, Value | Unmoved]] = {
-            **confirmed(types, self.side, entry.steps, entry.source, base, returned)
-        }
+        halves = dict(confirmed(types, self.side, entry.steps, entry.source, base, returned))
         third, done = self._third_values(entry, row)
         for name in third:
             halves[name] = (halves[name][0], UNMOVED) if self.side is Side.LEFT else (UNMOVED, halves[name][1])

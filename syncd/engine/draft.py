@@ -478,7 +478,7 @@ def _settle_agreed(ctx: Context, row: LinkRow, decision: Decision, answers: Cont
     """
     left, right = (Half(each.record.values, each.base) for each in (row.left, row.right))
     merged = decision.merged
-    moved = agreed(ctx.fields(row.kind).types, left, right, merged)
+    moved = dict(agreed(ctx.fields(row.kind).types, left, right, merged))
     # Amounts of which no currency is known yet are no fields of the pair so far. Two empty ones agree all the same.
     bare = ctx.bare(row.kind) - ctx.fields(row.kind).types.keys()
     moved |= {name: (None, None) for name in bare if left.now(name) is None and right.now(name) is None}

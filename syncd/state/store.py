@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from enum import Enum
-from typing import Final, Literal
+from typing import Literal
 
+from syncd.core.base import Halves, Unmoved
 from syncd.core.mapping import freeze, instant
 from syncd.core.match import Answers, Review, Suspect
 from syncd.core.merge import Word
@@ -68,22 +68,13 @@ class LinkRow:
         return self.left if side is Side.LEFT else self.right
 
 
-class Unmoved(Enum):
-    """In place of a half of the base: that side's half stays as it is."""
-
-    UNMOVED = "unmoved"
-
-
-UNMOVED: Final = Unmoved.UNMOVED
-
-
 @dataclass(frozen=True, slots=True)
 class NewLink:
     """A record, the counterpart made for it, and the fields on which they agree: field -> (left, right)."""
 
     left: Record
     right: Record
-    agreed: Mapping[str, tuple[Value, Value]]
+    agreed: Halves
     is_marked: bool
     why: str
 
@@ -547,7 +538,7 @@ class Store:
     def settle(
         self,
         link: LinkRow,
-        agreed: Mapping[str, tuple[Value | Unmoved, Value | Unmoved]],
+        agreed: Halves,
         seen: Mapping[Side, Record],
         *,
         state: LinkState,
@@ -616,7 +607,8 @@ class Store:
                 "is_marked": each.is_marked,
             }  # fmt: skip
             for side, record, index in ((Side.LEFT, each.left, 0), (Side.RIGHT, each.right, 1)):
-                base = {name: halves[index] for name, halves in each.agreed.items()}
+                halves = {name: both[index] for name, both in each.agreed.items()}
+                base = {name: half for name, half in halves.items() if not isinstance(half, Unmoved)}
                 row |= {
                     f"{side}_id": record.id,
                     f"{side}_base": freeze(base),

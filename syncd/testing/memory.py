@@ -325,7 +325,10 @@ class MemoryConnector:
         if len(writes) > 10:
             raise RejectedError("more than 10 in one batch")
         return self._wire.call(
-            lambda: self._write_all(writes), effect="write", is_repeatable=writes[0].verb != "create"
+            lambda: self._write_all(writes),
+            effect="write",
+            # What no condition guards would undo an edit when it is sent again.
+            is_repeatable=writes[0].verb == "mark" or (self.system.is_hub and writes[0].verb != "create"),
         )
 
     def _write_all(self, writes: Sequence[Write]) -> list[Outcome]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from syncd.core.base import agreed, confirmed, founded, not_stored
+from syncd.core.base import UNMOVED, Halves, agreed, confirmed, founded, not_stored
 from syncd.core.mapping import hashed
 from syncd.core.merge import FieldConflict, Half, Merged, Step
 from syncd.core.model import FieldType, Side, Value
@@ -33,7 +33,9 @@ def test_the_base_of_what_waits_stays(merged: Merged) -> None:
 @pytest.mark.parametrize(
     ("left", "right", "halves"),
     [
-        (Half({"name": "l"}, {}), Half({"name": None}, {}), {"name": (None, None)}),
+        (Half({"name": "l"}, {}), Half({"name": None}, {}), {"name": (UNMOVED, None)}),
+        (Half({"name": None}, {}), Half({"name": "r"}, {}), {"name": (None, UNMOVED)}),
+        (Half({"name": "l"}, {}), Half({"name": "r"}, {}), {"name": (UNMOVED, UNMOVED)}),
         (Half({"name": "l"}, {"name": None}), Half({"name": None}, {}), {}),
         (Half({"name": "l"}, {}), Half({"name": None}, {"name": None}), {}),
         (Half({"name": "l"}, {}), Half({}, {}), {}),
@@ -41,9 +43,12 @@ def test_the_base_of_what_waits_stays(merged: Merged) -> None:
     ],
 )
 def test_what_both_tell_for_the_first_time_is_remembered_as_told(
-    merged: Merged, left: Half, right: Half, halves: Mapping[str, tuple[Value, Value]]
+    merged: Merged, left: Half, right: Half, halves: Halves
 ) -> None:
-    """An empty base, which is not the same as none: nobody is a stranger to the field any more."""
+    """That a side holds nothing is not the same as no base: nobody is a stranger to the field any more.
+
+    Of what the other holds no base is known: it was never agreed upon, and not agreed to be empty either.
+    """
     assert agreed(NAME, left, right, merged) == halves
 
 
@@ -113,10 +118,10 @@ def test_of_a_set_only_what_came_from_the_source_is_settled(
     [
         ({"name": "sent"}, {"name": "said"}, {"name": "cut"}, {"name": ("said", "cut")}),
         ({"name": "sent"}, {"name": "said"}, {}, {"name": ("said", "sent")}),
-        ({"name": "sent"}, {"name": "said"}, {"name": None}, {"name": (None, None)}),
-        ({}, {"name": "said"}, {"name": "default"}, {"name": (None, None)}),
-        ({}, {"name": "said"}, {"name": None}, {"name": (None, None)}),
-        ({}, {"name": None}, {"name": "default"}, {"name": (None, None)}),
+        ({"name": "sent"}, {"name": "said"}, {"name": None}, {"name": (UNMOVED, None)}),
+        ({}, {"name": "said"}, {"name": "default"}, {"name": (UNMOVED, UNMOVED)}),
+        ({}, {"name": "said"}, {"name": None}, {"name": (UNMOVED, None)}),
+        ({}, {"name": None}, {"name": "default"}, {"name": (None, UNMOVED)}),
         ({}, {"name": "the  same"}, {"name": "the same"}, {"name": ("the  same", "the same")}),
         ({}, {"name": None}, {"name": None}, {"name": (None, None)}),
         ({}, {"name": "said"}, {}, {}),
@@ -125,7 +130,7 @@ def test_of_a_set_only_what_came_from_the_source_is_settled(
 )
 def test_a_new_link_begins_with_what_was_stored_for_it(
     steps: Mapping[str, str], source: Mapping[str, Value], returned: Mapping[str, Value],
-    halves: Mapping[str, tuple[Value, Value]],
+    halves: Halves,
 ) -> None:  # fmt: skip
     """What was not stored, and what the system put there by itself, is left to the next merge as news of both."""
     given = {name: Step(value, "created") for name, value in steps.items()}
@@ -145,7 +150,7 @@ def test_what_a_create_shows_in_a_field_that_shares_another_ones_place_is_no_new
     shared = founded(types, Side.RIGHT, given, source, returned, {"homepage": "domain"})
     assert shared == {"domain": ("a.se", "a.se"), "homepage": (None, "http://a.se")}
     apart = founded(types, Side.RIGHT, given, source, returned, {})
-    assert apart == {"domain": ("a.se", "a.se"), "homepage": (None, None)}
+    assert apart == {"domain": ("a.se", "a.se"), "homepage": (None, UNMOVED)}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from datetime import datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.core.base import agreed, confirmed, founded
+from syncd.core.base import Halves, Unmoved, agreed, confirmed, founded
 from syncd.core.mapping import same
 from syncd.core.merge import BY_PERSON, Answer, Chosen, Flow, Half, OnConflict, Policy, Step
 from syncd.core.model import FieldType, LinkState, Money, Record, Side, Value, elements
@@ -145,7 +145,7 @@ class Play:
             case "delete":
                 system.is_deleted, self.is_over = True, True
 
-    def _confirm(self, to: Side, steps: Mapping[str, Step], halves: Mapping[str, tuple[Value, Value]]) -> None:
+    def _confirm(self, to: Side, steps: Mapping[str, Step], halves: Halves) -> None:
         """A person's third value is a write to each side: it moves that side's half only, until both hold it."""
         for name, (left, right) in halves.items():
             is_third = steps[name].rule == BY_PERSON and isinstance(self.settled.get(name), Chosen)
@@ -161,9 +161,11 @@ class Play:
             for each in self.systems.values():
                 each.settle(self.types)
 
-    def _move(self, halves: Mapping[str, tuple[Value, Value]]) -> None:
+    def _move(self, halves: Halves) -> None:
         for name, (left, right) in halves.items():
-            self.systems[Side.LEFT].base[name], self.systems[Side.RIGHT].base[name] = left, right
+            for side, half in ((Side.LEFT, left), (Side.RIGHT, right)):
+                if not isinstance(half, Unmoved):
+                    self.systems[side].base[name] = half
         for each in self.systems.values():
             each.settle(self.types)
 

@@ -768,9 +768,13 @@ class SimConnector:
             self.weather.strike("after", verb, kind, len(writes))
             return outcomes
 
-        answer = self._wire.call(exchange, effect="write", is_repeatable=verb != "create")
+        answer = self._wire.call(exchange, effect="write", is_repeatable=self._can_repeat(verb))
         self.vendor.arrived(each.record for each in answer if each.record is not None)
         return answer
+
+    def _can_repeat(self, verb: str) -> bool:
+        """What no condition guards would undo an edit when it is sent again."""
+        return verb == "mark" or (self.vendor.manner is Manner.PROPSTREET and verb != "create")
 
     def least_calls(self, tally: Tally) -> int:
         return 0
