@@ -347,7 +347,11 @@ def test_a_conflict_that_is_held_waits_for_a_person(desk: Desk) -> None:
     assert pair.crm.all("contacts")[conflict["crm"]]["lastname"] == "Höger"
     table = syncd("conflicts").out
     assert all(word in table for word in (conflict["id"], "last_name", "Vänster", "Höger"))
-    assert syncd("run", "nordhaus").code == 3
+    again = syncd("run", "nordhaus")
+    assert again.code == 3
+    assert "  nothing to do until a person decides" in again.out.splitlines()
+    assert "  for you   syncd conflicts nordhaus --open" in again.out.splitlines()
+    assert syncd("plan", "nordhaus").out.splitlines()[1] == "  nothing to do until a person decides"
     told = syncd("resolve", conflict["id"], "crm")
     assert (told.code, told.out) == (0, f"{conflict['id']}: crm; the next run carries it out\n")
     assert syncd("run", "nordhaus").code == 0

@@ -77,6 +77,8 @@ def test_a_conflict_from_the_question_to_the_explanation(desk: Desk, connector: 
         assert last["candidates"]["crm"]["value"] == again["crm_value"]
         assert (last["run"]["reason"], last["call"]["state"]) == ("run", "done")
     story = syncd("explain", f"propstreet:{one['propstreet']}", "last_name")
+    ids = f"propstreet:{one['propstreet']} <> {connector}:{one['crm']}"
+    assert lines(story)[0] == f"last_name of contact   {ids}   nordhaus/{connector}"
     assert lines(story)[1:3] == [f"  now: Söder in Propstreet, Söder in {connector}", "  last agreed: Söder"]
     assert "  why: both sides had changed it, and a person decided" in lines(story)
     assert "  replayed: same (decided again from what was kept of it, it comes out the same)" in lines(story)
