@@ -67,15 +67,15 @@ def print_result(result: Result, waiting: Sequence[str] = ()) -> None:
     calls = ", ".join(f"{made} to {name}" for name, made in sorted(result.made.items()) if made)
     if calls:
         click.echo(f"  calls     {calls}")
-    if waiting:
-        lists = ", ".join(f"syncd {name} {result.tenant}{_OPEN.get(name, '')}" for name in waiting)
-        click.echo(f"  for you   {lists}")
     if result.message:
         click.echo(f"  {result.message}")
     if result.state == "halted" and result.plan_id is not None:
         click.echo(f"  Look at it:  syncd show {result.plan_id[:BRIEF]}")
         click.echo(f"  Let it go:   syncd apply {result.plan_id}")
         click.echo(f"  Or drop it:  syncd discard {result.plan_id[:BRIEF]}")
+    if waiting:
+        lists = ", ".join(f"syncd {name} {result.tenant}{_OPEN.get(name, '')}" for name in waiting)
+        click.echo(f"  for you   {lists}")
 
 
 _OPEN = {"conflicts": " --open"}

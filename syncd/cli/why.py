@@ -56,11 +56,12 @@ _RULES: Final = {
     "set merged": "what either side added was added, what either side took off was taken off",
     "created": "the record was made there with what its counterpart held",
     "a person's word": "both sides had changed it, and a person decided",
+    "undo": "a person took a run back: this stood there before it",
 }
 _REPLAYED: Final = {
     "same": "decided again from what was kept of it, it comes out the same",
     "differs": "decided again from what was kept of it, it comes out OTHERWISE; please report this",
-    "unknown": "nothing was kept to decide it again",
+    "unknown": "nothing is kept to decide it again",
 }
 
 
