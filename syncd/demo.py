@@ -96,10 +96,10 @@ def run_demo(*, is_once: bool, as_json: bool, seed: int, is_still: bool = False)
             _print_report(report)
         if is_still:
             people(service, world)
-            _say_how(service, world, say)
-            _wait(service, say)
+            say_how(service, world, say)
+            wait(service, say)
         elif not is_once:
-            _say_how(service, world, say)
+            say_how(service, world, say)
             _stay(service, world, seed, say)
         return 0 if report["in_step"] else 1
 
@@ -310,14 +310,16 @@ def _run(service: Service, world: World, name: str) -> None:
         run_pair(service, tenant, pair, "run")
 
 
-def _say_how(service: Service, world: World, say: Callable[[str], None]) -> None:
+def say_how(service: Service, world: World, say: Callable[[str], None]) -> None:
+    """Say by which settings other commands reach this database and these tenants."""
     url = service.engine.url.render_as_string(hide_password=False)
     say("\nFor other commands on the same data, in another terminal (docs/every-day.md shows some):")
     say(f"  export SYNCD_DATABASE_URL={shlex.quote(url)}")
     say(f"  export SYNCD_CONFIG={shlex.quote(str(world.folder))}")
 
 
-def _wait(service: Service, say: Callable[[str], None]) -> None:
+def wait(service: Service, say: Callable[[str], None]) -> None:
+    """Leave everything as it is until interrupted."""
     say("\nNow everything stands still: no daemon, no edits, until you say so. Stop it with Ctrl-C.")
     try:
         while True:

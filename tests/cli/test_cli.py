@@ -850,3 +850,28 @@ def _only_dead_letter(bad: str, system: str) -> None:
     assert letter["propstreet" if system == "propstreet" else "crm"] == bad
     assert letter["kind"] == "contact"
     assert len(letter["reason"]) < 300
+
+
+# --- two CRMs -----------------------------------------------------------------------------
+
+
+def test_two_crms_of_one_tenant_say_the_same_through_propstreet(desk: Desk) -> None:
+    """What one of them is told arrives in the other, by the one hub that both know; then all three are quiet."""
+    one = desk.tenant("hubspot")
+    org = crm_emulator("salesforce", desk.service.now)
+    desk.stack.enter_context(started(org))
+    other = Pair("nordhaus", "salesforce", desk.folder, one.hub, org)
+    one.write({**one.document(), "pairs": [*one.document()["pairs"], *other.document()["pairs"]]})
+    one.seed(contacts=2, deals=1)
+    assert syncd("backfill", "nordhaus").code == 0
+    other.crm_rename("hub0@example.com", "Nyman")
+    one.crm_rename("crm1@example.com", "Quist")
+    for _ in range(3):
+        assert syncd("run", "nordhaus").code == 0
+    for pair in (one, other):
+        pair.assert_in_step()
+        names = {(mail, last): count for (mail, _, last), count in pair.picture()["crm contact"].items()}
+        assert names["hub0@example.com", "Nyman"] == names["crm1@example.com", "Quist"] == 1
+        assert len(names) == 4
+    quiet = syncd("run", "nordhaus").out.splitlines()
+    assert quiet.count("  nothing to do; both sides are in step") == 2

@@ -9,6 +9,7 @@ play. Several spaces count as two. ``...`` on a line of its own stands for lines
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from sqlalchemy import create_engine
 
 from syncd import demo
 from syncd.config import load
+from syncd.wiring import Service
 from tests.cli.test_cli import Desk, desk, folder, syncd
 
 __all__ = ["desk", "folder"]
@@ -115,12 +118,31 @@ def test_the_page_shows_what_comes_out(desk: Desk, tmp_path: Path, monkeypatch: 
     pairs = [(tenant, pair) for tenant in load(desk.folder).tenants for pair in tenant.pairs]
     assert demo.converge(desk.service, pairs, None)["in_step"]
     demo.people(desk.service, world)
+    told: list[str] = []
+    demo.say_how(desk.service, world, told.append)
+    for name in ("SYNCD_DATABASE_URL", "SYNCD_CONFIG"):
+        assert f"  export {name}={shlex.quote(os.environ[name])}" in told
     names = Names()
     for each in shown(PAGE.read_text(encoding="utf-8")):
         code, lines = typed(names.told(each.command))
-        told = "\n".join(lines)
-        assert code == each.code, f"$ {each.command}\nexits {code}:\n{told}"
-        assert names.agree(each.lines, lines), f"$ {each.command}\nsays now:\n{told}"
+        text = "\n".join(lines)
+        assert code == each.code, f"$ {each.command}\nexits {code}:\n{text}"
+        assert names.agree(each.lines, lines), f"$ {each.command}\nsays now:\n{text}"
+
+
+def test_a_demo_that_stands_still_does_so_until_it_is_interrupted() -> None:
+    """It waits without a call to anybody, and goes without a traceback."""
+    told: list[str] = []
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            raise KeyboardInterrupt
+
+    demo.wait(Service(create_engine("postgresql+psycopg://nobody@127.0.0.1:1/none"), sleep=sleep), told.append)
+    assert (len(slept), len(told)) == (3, 2)
+    assert syncd("demo", "--once", "--still").code == 2
 
 
 def test_every_tool_of_the_day_is_on_the_page() -> None:
