@@ -2,16 +2,18 @@
 
 Nothing in here is special-cased: the emulators are HTTP servers that speak the vendors' wire
 formats, the tenants' files are written to a folder and read like any others, and the runs are
-those of ``syncd run``.
+those of ``syncd run``. Nor does anything end here: other commands reach the same tenants by the
+same files and the same database, for as long as the demo runs.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -43,6 +45,8 @@ TENANTS: Mapping[str, tuple[str, ...]] = {
 MOST_RUNS = 6
 EDIT_SECONDS = 20
 SYNC_SECONDS = 5
+#: A field that only Propstreet knows at first, so that nobody disagrees about it before people edit.
+HELD = {"contact": {"fields": {"strategy": {"policy": "both", "conflict": "hold"}}}}
 
 
 class Emulated(portfolio.Seeded, Protocol):
@@ -67,8 +71,12 @@ class World:
             emulator.stop()
 
 
-def run_demo(*, is_once: bool, as_json: bool, seed: int) -> int:
-    """Run the demo; with ``is_once`` sync to convergence and return the exit code, else stay until interrupted."""
+def run_demo(*, is_once: bool, as_json: bool, seed: int, is_still: bool = False) -> int:
+    """Run the demo; with ``is_once`` sync to convergence and return the exit code, else stay until interrupted.
+
+    With ``is_still`` people edit once and nothing moves by itself from then on: what there is to
+    look at waits for other commands.
+    """
     say: Callable[[str], None] = (lambda text: click.echo(text, err=True)) if as_json else click.echo
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="syncd-demo-", ignore_cleanup_errors=True)))
@@ -77,16 +85,21 @@ def run_demo(*, is_once: bool, as_json: bool, seed: int) -> int:
         stack.callback(embedded.stop, home)
         stack.callback(service.close)
         migrate.upgrade(service.engine)
-        world = _build(service, home / "tenants", seed)
+        world = build(service, home / "tenants", seed)
         stack.callback(world.close)
         pairs = [(tenant, pair) for tenant in load(world.folder).tenants for pair in tenant.pairs]
         say(f"Syncing {len(pairs)} pairs of {len(TENANTS)} tenants for the first time ...")
-        report = _converge(service, pairs, None if as_json else print_result)
+        report = converge(service, pairs, None if as_json else print_result)
         if as_json:
             click.echo(json.dumps(report, indent=2, ensure_ascii=False))
         else:
             _print_report(report)
-        if not is_once:
+        if is_still:
+            people(service, world)
+            say_how(service, world, say)
+            wait(service, say)
+        elif not is_once:
+            say_how(service, world, say)
             _stay(service, world, seed, say)
         return 0 if report["in_step"] else 1
 
@@ -100,11 +113,13 @@ def emulator_of(connector: str) -> type[Any]:
     raise ConfigError(f"the connector {connector!r} brings no emulator")
 
 
-def _build(service: Service, folder: Path, seed: int) -> World:
-    """Start and seed each tenant's systems, and write the tenants' files that reach them."""
+def build(service: Service, folder: Path, seed: int, names: Sequence[str] = tuple(TENANTS)) -> World:
+    """Start and seed the systems of the named tenants, and write the tenants' files that reach them."""
     folder.mkdir(parents=True)
     world = World(folder)
     for number, (tenant, connectors) in enumerate(TENANTS.items()):
+        if tenant not in names:
+            continue
         stuff = portfolio.make(seed + number, now=service.now())
         document: dict[str, Any] = {"tenant": tenant, "pairs": []}
         refs: dict[str, Mapping[int, str]] = {}
@@ -122,7 +137,9 @@ def _build(service: Service, folder: Path, seed: int) -> World:
                     {
                         "connector": connector, **connection, **login, "every": f"{SYNC_SECONDS}s",
                         "share_of_quota": 1.0,
-                        "kinds": {"deal_contact": {"deletes": {"to_propstreet": "archive", "to_crm": "archive"}}},
+                        "kinds": {
+                            "deal_contact": {"deletes": {"to_propstreet": "archive", "to_crm": "archive"}}, **HELD
+                        },
                     }
                 )  # fmt: skip
         (folder / f"{tenant}.yaml").write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
@@ -164,7 +181,7 @@ class _Sum:
             self.problems.append(f"{result.tenant}/{result.pair} {result.state}: {result.message}")
 
 
-def _converge(
+def converge(
     service: Service, pairs: list[tuple[TenantConfig, PairConfig]], show_result: Callable[[Result], None] | None
 ) -> dict[str, Any]:
     """Backfill every pair, run until none has anything to do, then run each once more and count."""
@@ -240,6 +257,75 @@ def _print_report(report: Mapping[str, Any]) -> None:
         calls = ", ".join(f"{name} {c['made']} (least {c['least']})" for name, c in pair["api_calls"].items())
         click.echo(f"  calls: {calls}; a second run made {pair['second_run']['write_calls']} writes\n")
     click.echo("Both sides are in step." if report["in_step"] else "NOT in step; see the messages above.")
+
+
+# --- people -------------------------------------------------------------------------------
+
+
+def people(service: Service, world: World) -> None:
+    """What people do before a demo stands still, with runs in between as the daemon would make them.
+
+    At the first tenant an import into the CRM goes wrong, then both sides edit the same contacts
+    apart. At the second one an import empties a field of so many contacts that a brake holds.
+    """
+    (one, (crm,), *_), (two, (other,), *_) = list(TENANTS.items())[:2]
+    hub, portal, org = world.emulators[one, PROPSTREET], world.emulators[one, crm], world.emulators[two, other]
+    contacts = _contacts(service, f"{one}/{crm}")
+    for _, theirs in contacts[5:13]:
+        portal.retouch(theirs, "strategy", "Kontor, import 2026")
+    _run(service, world, one)
+    for (ours, theirs), (here, there) in zip(contacts, _APART, strict=False):
+        hub.retouch(ours, "strategy", here)
+        portal.retouch(theirs, "strategy", there)
+    ours, theirs = contacts[4]
+    portal.retouch(theirs, "phone", "070-174 06 91")
+    hub.retouch(ours, "phone", "+46701740690")
+    _run(service, world, one)
+    for _, theirs in _contacts(service, f"{two}/{other}")[:40]:
+        org.retouch(theirs, "strategy", "")
+    _run(service, world, two)
+
+
+#: What each side makes of one contact's strategy.
+_APART = (
+    ("Mark", "Kontor"),
+    ("Bostäder", "Parkering"),
+    ("Skog", "Hotell"),
+    ("Lager", "Industri"),
+)
+
+
+def _contacts(service: Service, pair_id: str) -> list[tuple[str, str]]:
+    """The ids, here and there, of linked contacts who have a strategy and a phone, in the order of the CRM."""
+    columns = (s.link.c.left_id, s.link.c.right_id, s.link.c.left_base)
+    query = select(*columns).where(s.link.c.pair == pair_id, s.link.c.kind == "contact").order_by(s.link.c.right_id)
+    with service.engine.connect() as tx:
+        rows = [(row.left_id, row.right_id, thaw(row.left_base)) for row in tx.execute(query)]
+    return [(left, right) for left, right, base in rows if base.get("strategy") and base.get("phone")]
+
+
+def _run(service: Service, world: World, name: str) -> None:
+    tenant = load(world.folder).tenant(name)
+    for pair in tenant.pairs:
+        run_pair(service, tenant, pair, "run")
+
+
+def say_how(service: Service, world: World, say: Callable[[str], None]) -> None:
+    """Say by which settings other commands reach this database and these tenants."""
+    url = service.engine.url.render_as_string(hide_password=False)
+    say("\nFor other commands on the same data, in another terminal (docs/every-day.md shows some):")
+    say(f"  export SYNCD_DATABASE_URL={shlex.quote(url)}")
+    say(f"  export SYNCD_CONFIG={shlex.quote(str(world.folder))}")
+
+
+def wait(service: Service, say: Callable[[str], None]) -> None:
+    """Leave everything as it is until interrupted."""
+    say("\nNow everything stands still: no daemon, no edits, until you say so. Stop it with Ctrl-C.")
+    try:
+        while True:
+            service.sleep(1)
+    except KeyboardInterrupt:
+        say("\nStopping ...")
 
 
 # --- staying ------------------------------------------------------------------------------

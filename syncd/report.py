@@ -42,8 +42,8 @@ def as_document(result: Result) -> dict[str, Any]:
     }
 
 
-def print_result(result: Result) -> None:
-    """One run as a few lines."""
+def print_result(result: Result, waiting: Sequence[str] = ()) -> None:
+    """One run as a few lines. ``waiting``: the lists of what waits for a person in this pair."""
     click.echo(f"{result.tenant}   propstreet <> {result.pair}   {result.state}")
     report = result.report
     width = _what_width(result.pair)
@@ -63,7 +63,7 @@ def print_result(result: Result) -> None:
             if count:
                 click.echo(f"  {name:<10}{kind:<{width}}{count:>8,}")
     if result.state == "done" and not report.operations:
-        click.echo("  nothing to do; both sides are in step")
+        click.echo(_nothing(waiting))
     calls = ", ".join(f"{made} to {name}" for name, made in sorted(result.made.items()) if made)
     if calls:
         click.echo(f"  calls     {calls}")
@@ -73,6 +73,16 @@ def print_result(result: Result) -> None:
         click.echo(f"  Look at it:  syncd show {result.plan_id[:BRIEF]}")
         click.echo(f"  Let it go:   syncd apply {result.plan_id}")
         click.echo(f"  Or drop it:  syncd discard {result.plan_id[:BRIEF]}")
+    if waiting:
+        lists = ", ".join(f"syncd {name} {result.tenant}{_OPEN.get(name, '')}" for name in waiting)
+        click.echo(f"  for you   {lists}")
+
+
+_OPEN = {"conflicts": " --open"}
+
+
+def _nothing(waiting: Sequence[str]) -> str:
+    return f"  nothing to do{' until a person decides' if waiting else '; both sides are in step'}"
 
 
 def _what_width(pair: str) -> int:
@@ -125,14 +135,14 @@ def print_saved(document: Mapping[str, Any]) -> None:
         click.echo(f"Run it with: syncd apply {document['plan']}\nDrop it with: syncd discard {document['plan']}")
 
 
-def print_plan(result: Result, document: Mapping[str, Any]) -> None:
-    """A plan as a person reads it: how many of what, and which fields."""
+def print_plan(result: Result, document: Mapping[str, Any], waiting: Sequence[str] = ()) -> None:
+    """A plan as a person reads it: how many of what, and which fields. ``waiting`` as in ``print_result``."""
     click.echo(f"{result.tenant}   propstreet <> {result.pair}")
     if result.message:
         click.echo(f"  {result.message}")
     if not _print_groups(document, result.pair):
         if result.state == "done":
-            click.echo("  nothing to do; both sides are in step")
+            click.echo(_nothing(waiting))
         return
     click.echo(f"Nothing was written. Run it with: syncd apply {document['plan']}")
 
@@ -268,7 +278,9 @@ def print_runs(found: Sequence[Mapping[str, Any]]) -> None:
 
 def print_status(each: Mapping[str, Any]) -> None:
     """One pair's standing."""
-    click.echo(f"{each['tenant']}   propstreet <> {each['pair']}   {each['state']}")
+    # A pair that nobody stopped is "running" in --json; a run of it need not be going on.
+    standing = "kept in step" if each["state"] == "running" else each["state"]
+    click.echo(f"{each['tenant']}   propstreet <> {each['pair']}   {standing}")
     for kind in KINDS:
         counts = each["kinds"].get(kind)
         if counts is None:
@@ -323,14 +335,4 @@ def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> No
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "; ".join(map(_candidate, value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _candidate(each: Mapping[str, Any]) -> str:
-    """A record that may be meant, and why: with what people know it by."""
-    known = ", ".join(part for part in (each.get("name"), each.get("known_by")) if part)
-    linked = [f"linked to {each['linked_to']}"] if each.get("linked_to") else []
-    told = ", ".join([*each.get("reasons", []), *linked])
-    return " ".join(part for part in (each["id"], known, f"({told})") if part)

@@ -48,6 +48,10 @@ class DemoHubSpot(HubSpotEmulator):
                 self.associate("deals", deals[investor.project], "contacts", persons[investor.person])
         return {index: id_ for index, id_ in deals.items() if portfolio.projects[index].in_crm == "linked"}
 
+    def retouch(self, contact: str, name: str, value: str) -> None:
+        natives = {"strategy": "propstreet_strategy", "phone": "mobilephone"}
+        self.edit("contacts", contact, {natives[name]: value})
+
     def tinker(self, random: Random) -> str:
         choice = random.randrange(3)
         if choice == 0:

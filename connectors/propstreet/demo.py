@@ -89,6 +89,9 @@ class DemoPropstreet(PropstreetEmulator):
                 prospect["teaser"]["acceptedUtc"] = iso_z(investor.accepted)
         self.add("prospects", prospect, parent=projects[investor.project])
 
+    def retouch(self, contact: str, name: str, value: str) -> None:
+        self.edit("contacts", contact, {name: value or None})
+
     def tinker(self, random: Random) -> str:
         open_ids = [each["id"] for each in self.all("projects") if each.get("status") == "open"]
         choice = random.randrange(3)

@@ -57,6 +57,10 @@ class DemoSalesforce(SalesforceEmulator):
                 )
         return {index: id_ for index, id_ in deals.items() if portfolio.projects[index].in_crm == "linked"}
 
+    def retouch(self, contact: str, name: str, value: str) -> None:
+        natives = {"strategy": "Propstreet_Strategy__c", "phone": "MobilePhone"}
+        self.edit("Contact", contact, {natives[name]: value})
+
     def tinker(self, random: Random) -> str:
         if random.random() < 0.6:
             id_ = random.choice(self.all("Contact"))["Id"]

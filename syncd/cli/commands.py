@@ -188,13 +188,19 @@ def serve(folder: Path) -> None:
 
 @cli.command()
 @click.option("--once", is_flag=True, help="Sync to convergence, print the report, exit.")
+@click.option("--still", is_flag=True, help="Let people edit once, then stand still for other commands to be tried.")
 @JSON
 @click.option("--seed", default=7, show_default=True, help="Another seed, another portfolio.")
-def demo(once: bool, as_json: bool, seed: int) -> None:
-    """Try it without an account: emulated Propstreet, HubSpot and Salesforce, and the real daemon between them."""
+def demo(once: bool, still: bool, as_json: bool, seed: int) -> None:
+    """Try it without an account: emulated Propstreet, HubSpot and Salesforce, and the real daemon between them.
+
+    It says how other commands reach the same data while it runs.
+    """
     from syncd.demo import run_demo
 
-    raise SystemExit(run_demo(is_once=once, as_json=as_json, seed=seed))
+    if once and still:
+        raise click.UsageError("--once and --still contradict each other")
+    raise SystemExit(run_demo(is_once=once, as_json=as_json, seed=seed, is_still=still))
 
 
 # --- setting up ---------------------------------------------------------------------------
@@ -461,13 +467,13 @@ def _report(service: Service, results: Sequence[Result], as_json: bool) -> None:
     from syncd.report import as_document, print_result
     from syncd.state import desk
 
+    waiting = [desk.waiting(service.engine, desk.Scope(r.tenant, r.pair)) for r in results]
     if as_json:
         _print_json([as_document(result) for result in results])
     else:
-        for result in results:
-            print_result(result)
-    waits = any(desk.waiting(service.engine, desk.Scope(r.tenant, r.pair)) for r in results)
-    raise SystemExit(_exit_code(results, waits=waits))
+        for result, lists in zip(results, waiting, strict=True):
+            print_result(result, lists)
+    raise SystemExit(_exit_code(results, waits=any(waiting)))
 
 
 def _exit_code(results: Iterable[Result], *, waits: bool) -> int:
@@ -483,13 +489,14 @@ def _exit_code(results: Iterable[Result], *, waits: bool) -> int:
 
 def _show_plans(service: Service, results: Sequence[Result], as_json: bool) -> None:
     from syncd.report import plan_document, print_plan
+    from syncd.state import desk
 
     documents = [plan_document(service.engine, result) for result in results]
     if as_json:
         _print_json(documents[0] if len(documents) == 1 else documents)
     else:
         for result, document in zip(results, documents, strict=True):
-            print_plan(result, document)
+            print_plan(result, document, desk.waiting(service.engine, desk.Scope(result.tenant, result.pair)))
     if failed := [result for result in results if result.state != "done"]:
         raise SystemExit(_exit_code(failed, waits=False))
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from syncd.cli.commands import ANY_TENANT, JSON, PAIR, TENANT, _list, _pairs, _print_json, _service, cli
+
+#: So much of a run's id tells it from others in a table; syncd undo and --json know the rest.
+BRIEF: Final = 8
 
 # --- why ----------------------------------------------------------------------------------
 
@@ -53,11 +56,12 @@ _RULES: Final = {
     "set merged": "what either side added was added, what either side took off was taken off",
     "created": "the record was made there with what its counterpart held",
     "a person's word": "both sides had changed it, and a person decided",
+    "undo": "a person took a run back: this stood there before it",
 }
 _REPLAYED: Final = {
     "same": "decided again from what was kept of it, it comes out the same",
     "differs": "decided again from what was kept of it, it comes out OTHERWISE; please report this",
-    "unknown": "nothing was kept to decide it again",
+    "unknown": "nothing is kept to decide it again",
 }
 
 
@@ -66,17 +70,25 @@ def _record_story(found: Mapping[str, Any]) -> Iterator[str]:
     yield from _standing(found)
     if found["fields"]:
         yield ""
-        yield from _table(
-            [
-                (name, _told(each["propstreet"]["value"]), _told(each["crm"]["value"]), _base(each), _last(each, found))
-                for name, each in found["fields"].items()
-            ],
-            ("field", "propstreet", found["pair"], "last agreed", "last written"),
-        )
+        blank = [name for name, each in found["fields"].items() if _is_blank(each)]
+        told = [
+            (name, _told(each["propstreet"]["value"]), _told(each["crm"]["value"]), _base(each), _last(each, found))
+            for name, each in found["fields"].items()
+            if name not in blank
+        ]
+        yield from _table(told, ("field", "propstreet", found["pair"], "last agreed", "last written"))
+        if blank:
+            yield f"  empty on both sides, and never written: {', '.join(blank)}"
     if found["history"]:
         yield ""
         yield "history, the newest last"
         yield from _table([_line(each, found) for each in found["history"]])
+
+
+def _is_blank(each: Mapping[str, Any]) -> bool:
+    """Whether there is nothing to tell of a field: nobody holds anything, and nothing was done with it."""
+    held = (each[side][what] for side in ("propstreet", "crm") for what in ("value", "base"))
+    return each["last_write"] is None and each["conflict"] is None and all(value is None for value in held)
 
 
 def _title(found: Mapping[str, Any]) -> str:
@@ -127,8 +139,8 @@ def _clash(each: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def _field_story(found: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{found['field']} of {_title(found)}"
     here, there = found["propstreet"], found["crm"]
+    yield f"{found['field']} of {_title({**found, 'propstreet': here['id'], 'crm': there['id']})}"
     yield f"  now: {_told(here['value'])} in Propstreet, {_told(there['value'])} in {found['pair']}"
     yield f"  last agreed: {_base(found)}"
     last = found["last_write"]
@@ -171,16 +183,19 @@ def _write_story(last: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[
 
 def _settled(each: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     told = f"{_told(each['propstreet_value'])} in Propstreet, {_told(each['crm_value'])} in {found['pair']}"
-    won = {"propstreet": "Propstreet won", "crm": f"{found['pair']} won", "value": "a third value was chosen"}
-    return f"conflict {each['id']}: {told}; {won.get(each['winner'], 'nobody won')} by {each['decided']}"
+    return f"conflict {each['id']}: {told}; {_won({**each, 'pair': found['pair']})} by {each['decided']}"
+
+
+def _won(each: Mapping[str, Any]) -> str:
+    won = {"propstreet": "Propstreet won", "crm": f"{each['pair']} won", "value": "a third value was chosen"}
+    return won.get(each["winner"], "nobody won")
 
 
 def _line(each: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, ...]:
     what = f"{_told(each['old'])} -> {_told(each['new'])}" if each["field"] else ""
-    call = f"call {each['call']}" if each["call"] else ""
     return (
         _time(each["at"]), each["verb"], _name(each["side"], found), each["field"] or "", what, each["rule"],
-        f"run {each['run']}", call,
+        f"run {each['run'][:BRIEF]}",
     )  # fmt: skip
 
 
@@ -194,7 +209,7 @@ def _last(each: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     waits = f"conflict {each['conflict']}; " if each["conflict"] else ""
     if last is None:
         return f"{waits}never by syncd"
-    return f"{waits}to {_name(last['side'], found)} {_time(last['at'])}, {last['rule']}, run {last['run']}"
+    return f"{waits}to {_name(last['side'], found)} {_time(last['at'])}, {last['rule']}, run {last['run'][:BRIEF]}"
 
 
 def _name(side: str, found: Mapping[str, Any]) -> str:
@@ -214,7 +229,7 @@ def _time(moment: str | None) -> str:
     return f"{moment[:10]} {moment[11:19]} UTC" if moment else "-"
 
 
-def _table(rows: list[tuple[str, ...]], heading: tuple[str, ...] | None = None) -> Iterator[str]:
+def _table(rows: Sequence[tuple[str, ...]], heading: tuple[str, ...] | None = None) -> Iterator[str]:
     """Columns as wide as they must be, so that a terminal, a file and a pipe show the same."""
     shown = [*([heading] if heading else []), *rows]
     widths = [max(len(row[at]) for row in shown) for at in range(len(shown[0]))]
@@ -236,9 +251,41 @@ def conflicts(tenant: str | None, pair: str | None, only_open: bool, as_json: bo
 
     with _service() as service:
         rows = desk.conflicts(service.engine, desk.Scope(tenant, pair), only_open=only_open)
-        columns = ("id", "kind", "propstreet", "crm", "field", "base", "propstreet_value", "propstreet_at",
-                   "crm_value", "crm_at", "decided", "winner")  # fmt: skip
-        _list(rows, as_json, columns)
+        _show_each(rows, _conflict_story, as_json)
+
+
+def _show_each(
+    rows: Iterable[dict[str, Any]], story: Callable[[Mapping[str, Any]], Iterator[str]], as_json: bool
+) -> None:
+    """A list as JSON, or a few lines for each: values and ids stand whole, which no table has the room for."""
+    if as_json:
+        _list(rows, as_json, ())
+        return
+    is_empty = True
+    for row in rows:
+        is_empty = False
+        for line in story(row):
+            click.echo(line)
+    if is_empty:
+        click.echo("none")
+
+
+def _conflict_story(each: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{each['id']}   {_title(each)}"
+    if each["field"] is None:
+        yield f"  {each['propstreet_value']} in Propstreet, {each['crm_value']} in {each['pair']}"
+    else:
+        yield f"  {each['field']}   was {_told(each['base'])}"
+        for side in ("propstreet", "crm"):
+            at, by = each[f"{side}_at"], each[f"{side}_by"]
+            since = f", the record last changed {_time(at)}" if at else ""
+            yield f"  {_name(side, each)}: {_told(each[f'{side}_value'])}{since}{f' by user {by}' if by else ''}"
+    if each["settled_at"] is not None:
+        chosen = f": {_told(each['chosen'])}" if each["winner"] == "value" else ""
+        yield f"  {_won(each)}{chosen}, by {each['decided']}"
+    else:
+        third = "" if each["field"] is None else "|--value TEXT"
+        yield f"  waits for a person: syncd resolve {each['id']} propstreet|crm{third}"
 
 
 @cli.command()
@@ -266,11 +313,34 @@ def reviews(
         elif to is not None:
             click.echo(f"{answers.export(service.engine, scope, to)} answers written to {to}")
         elif answered:
-            columns = ("id", "kind", "propstreet", "crm", "answer", "with", "candidates", "answered_at")
-            _list(answers.answered(service.engine, scope), as_json, columns)
+            _show_each(answers.answered(service.engine, scope), _answer_story, as_json)
         else:
-            rows = desk.reviews(service.engine, scope)
-            _list(rows, as_json, ("id", "kind", "propstreet", "crm", "name", "known_by", "candidates"))
+            _show_each(desk.reviews(service.engine, scope), _review_story, as_json)
+
+
+def _review_story(each: Mapping[str, Any]) -> Iterator[str]:
+    there = each["pair"] if each["crm"] is None else "propstreet"
+    yield "   ".join([each["id"], _title(each), *_face(each)])
+    for other in each["candidates"]:
+        linked = [f"linked to {other['linked_to']}"] if other.get("linked_to") else []
+        why = ", ".join([*other.get("reasons", []), *linked])
+        yield "   ".join([f"  may be {there}:{other['id']}", *_face(other), why]).rstrip()
+    yield f"  syncd resolve {each['id']} same ID|never [ID]|create"
+
+
+def _answer_story(each: Mapping[str, Any]) -> Iterator[str]:
+    sides = [side for side in ("propstreet", "crm") if each.get(side) is not None]
+    there = _name("propstreet" if sides == ["crm"] else "crm", each)
+    ids = [each["with"]] if each.get("with") else each["candidates"] if each["answer"] in ("never", "apart") else []
+    told = " ".join([each["answer"], *(f"{there}:{id_}" for id_ in ids)])
+    one = " ".join(f"{_name(side, each)}:{each[side]}" for side in sides)
+    where = f"{each['tenant']}/{each['pair']}"
+    yield f"{each['id']}   {each['kind']}   {one}   {where}   {_time(each['answered_at'])}   {told}"
+
+
+def _face(each: Mapping[str, Any]) -> list[str]:
+    known = ", ".join(part for part in (each.get("name"), each.get("known_by")) if part)
+    return [known] if known else []
 
 
 # --- a person's answers -------------------------------------------------------------------

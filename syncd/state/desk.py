@@ -465,11 +465,14 @@ def retry(engine: Engine, scope: Scope, ids: Sequence[str]) -> int:
     return count
 
 
-def waiting(engine: Engine, scope: Scope) -> bool:
-    """Whether anything of the scope waits for a person."""
-    return any(True for _ in conflicts(engine, scope, only_open=True)) or any(
-        any(True for _ in source(engine, scope)) for source in (reviews, dead_letters)
-    )
+def waiting(engine: Engine, scope: Scope) -> tuple[str, ...]:
+    """What of the scope waits for a person: any of ``conflicts``, ``reviews`` and ``dead-letters``."""
+    lists = {
+        "conflicts": conflicts(engine, scope, only_open=True),
+        "reviews": reviews(engine, scope),
+        "dead-letters": dead_letters(engine, scope),
+    }
+    return tuple(name for name, rows in lists.items() if any(True for _ in rows))
 
 
 def _number(id_: str, prefix: str) -> int:

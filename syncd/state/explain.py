@@ -134,7 +134,8 @@ def field(engine: Engine, place: Place, name: str) -> dict[str, Json]:
     return {
         **seen.head(),
         "field": name,
-        **seen.field(name),
+        # A side is here what it says of the field, so its record's id stands with that.
+        **{NAMES[side]: {"id": seen.id(side), **seen.told(side, name)} for side in Side},
         "last_write": last,
         "conflicts": conflicts,
         "history": history,
@@ -171,13 +172,14 @@ class _Seen:
         return [name for name in FIELDS[self.place.kind] if name in held]
 
     def field(self, name: str) -> dict[str, Json]:
+        return {NAMES[side]: self.told(side, name) for side in Side}
+
+    def told(self, side: Side, name: str) -> dict[str, Json]:
+        """What one side says of a field, and what it said when both were last in step."""
         return {
-            NAMES[side]: {
-                "value": _shown(self.values(side).get(name)),
-                "base": _shown(self.base(side).get(name)),
-                "is_told": name in self.values(side),
-            }
-            for side in Side
+            "value": _shown(self.values(side).get(name)),
+            "base": _shown(self.base(side).get(name)),
+            "is_told": name in self.values(side),
         }
 
     def head(self) -> dict[str, Json]:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Engine, delete, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from syncd.core.model import KINDS, Side
+from syncd.core.model import KINDS, RELATIONS, Side
 from syncd.errors import NotFoundError
 from syncd.state import schema as s
 
@@ -58,7 +58,11 @@ def held(engine: Engine, pair_id: str) -> list[Any]:
 
 
 def kind_of(engine: Engine, pair_id: str, side: Side, record_id: str, kind: str | None) -> str:
-    """The kind of a known record. Raises NotFoundError if there is none, or if several kinds have this id."""
+    """The kind of a known record. Raises NotFoundError if there is none, or if several kinds have this id.
+
+    A relation may lie in a record's own row and so have its id, as an employment in Salesforce has its
+    contact's: then the record is meant, which holds its relations too.
+    """
     own = s.link.c.left_id if side is Side.LEFT else s.link.c.right_id
     links = select(s.link.c.kind).where(s.link.c.pair == pair_id, own == record_id)
     seen = select(s.sighting.c.kind).where(
@@ -66,9 +70,11 @@ def kind_of(engine: Engine, pair_id: str, side: Side, record_id: str, kind: str 
     )
     with engine.connect() as tx:
         found: set[str] = set(tx.execute(links.union(seen)).scalars()) & ({kind} if kind else set(KINDS))
+    if len(found) > 1 and len(found - RELATIONS) == 1:
+        found -= RELATIONS
     name = "propstreet" if side is Side.LEFT else "crm"
     if not found:
         raise NotFoundError(f"{pair_id}: no {kind or 'record'} {record_id} is known ({name})")
     if len(found) > 1:
-        raise NotFoundError(f"{pair_id}: {record_id} is a {' and a '.join(sorted(found))} ({name}); add --kind")
+        raise NotFoundError(f"{pair_id}: {record_id} is {' and '.join(sorted(found))} ({name}); add --kind")
     return found.pop()

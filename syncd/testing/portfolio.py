@@ -116,6 +116,10 @@ class Seeded(Protocol):
         """
         ...
 
+    def retouch(self, contact: str, name: str, value: str) -> None:
+        """Change a contact's ``strategy`` or ``phone`` as a person would; empty text empties it."""
+        ...
+
     def tinker(self, random: Random) -> str:
         """Make one small, believable edit, as a person would; says what it was, without personal data."""
         ...

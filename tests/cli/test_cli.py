@@ -150,16 +150,17 @@ def test_a_first_run_waits_for_approval_and_names_its_plan(desk: Desk, connector
     assert (writes(pair.crm, place), writes(pair.hub, hub_place)) == ([], [])
 
 
-def test_a_saved_plan_is_shown_and_discarded(desk: Desk) -> None:
+@pytest.mark.parametrize("connector", CRMS)
+def test_a_saved_plan_is_shown_and_discarded(desk: Desk, connector: str) -> None:
     """show names each operation and why the plan waits; discard ends it and approves nothing."""
-    pair = desk.tenant("hubspot")
+    pair = desk.tenant(connector)
     pair.seed(contacts=1, deals=0)
     (plan,) = PLAN.findall(syncd("run", "nordhaus").out)
     shown = syncd("show", plan[:8])
     assert shown.code == 0
     lines = shown.out.splitlines()
     assert lines[:3] == [
-        "nordhaus   propstreet <> hubspot",
+        f"nordhaus   propstreet <> {connector}",
         f"  plan {plan}, open",
         "  waits: the first run of this pair waits for approval",
     ]
@@ -189,25 +190,26 @@ def test_without_approval_every_run_halts_again(desk: Desk) -> None:
     pair.assert_in_step()
 
 
-def test_one_record_is_paused_and_let_go_by_its_ref(desk: Desk) -> None:
-    """Named as hubspot:ID or propstreet:ID; listed with its reason; one that nobody knows is an error."""
-    pair = desk.tenant("hubspot")
+@pytest.mark.parametrize("connector", CRMS)
+def test_one_record_is_paused_and_let_go_by_its_ref(desk: Desk, connector: str) -> None:
+    """Named by the CRM's id or by Propstreet's; listed with its reason; one that nobody knows is an error."""
+    pair = desk.tenant(connector)
     pair.seed(contacts=1, deals=0)
     assert syncd("backfill", "nordhaus").code == 0
     (contact,) = [each["id"] for each in pair.hub.all("contacts") if each["email"] == "hub0@example.com"]
     said = syncd("pause", "nordhaus", "--record", f"propstreet:{contact}")
-    assert (said.code, said.out) == (0, f"nordhaus/hubspot: contact propstreet:{contact} is held still\n")
+    assert (said.code, said.out) == (0, f"nordhaus/{connector}: contact propstreet:{contact} is held still\n")
     pair.hub_rename("hub0@example.com", "Nyman")
     assert syncd("run", "nordhaus").code == 0
     assert pair.picture()["crm contact"]["hub0@example.com", "Hanna0", "Berg"] == 1
     (listed,) = json.loads(syncd("status", "nordhaus", "--excluded", "--json").out)
     assert (listed["propstreet"], listed["reason"]) == (contact, "held still: paused by a person")
     assert "1 held still" in syncd("status", "nordhaus").out
-    said = syncd("resume", "nordhaus", "--record", f"hubspot:{listed['crm']}")
-    assert said.out == f"nordhaus/hubspot: contact hubspot:{listed['crm']} catches up with the next run\n"
+    said = syncd("resume", "nordhaus", "--record", f"{connector}:{listed['crm']}")
+    assert said.out == f"nordhaus/{connector}: contact {connector}:{listed['crm']} catches up with the next run\n"
     assert syncd("run", "nordhaus").code == 0
     assert pair.picture()["crm contact"]["hub0@example.com", "Hanna0", "Nyman"] == 1
-    assert syncd("pause", "nordhaus", "--record", "hubspot:999").code == 2
+    assert syncd("pause", "nordhaus", "--record", f"{connector}:999").code == 2
     assert syncd("pause", "nordhaus", "--record", "999").code == 2
 
 
@@ -347,7 +349,11 @@ def test_a_conflict_that_is_held_waits_for_a_person(desk: Desk) -> None:
     assert pair.crm.all("contacts")[conflict["crm"]]["lastname"] == "Höger"
     table = syncd("conflicts").out
     assert all(word in table for word in (conflict["id"], "last_name", "Vänster", "Höger"))
-    assert syncd("run", "nordhaus").code == 3
+    again = syncd("run", "nordhaus")
+    assert again.code == 3
+    assert "  nothing to do until a person decides" in again.out.splitlines()
+    assert "  for you   syncd conflicts nordhaus --open" in again.out.splitlines()
+    assert syncd("plan", "nordhaus").out.splitlines()[1] == "  nothing to do until a person decides"
     told = syncd("resolve", conflict["id"], "crm")
     assert (told.code, told.out) == (0, f"{conflict['id']}: crm; the next run carries it out\n")
     assert syncd("run", "nordhaus").code == 0
@@ -844,3 +850,28 @@ def _only_dead_letter(bad: str, system: str) -> None:
     assert letter["propstreet" if system == "propstreet" else "crm"] == bad
     assert letter["kind"] == "contact"
     assert len(letter["reason"]) < 300
+
+
+# --- two CRMs -----------------------------------------------------------------------------
+
+
+def test_two_crms_of_one_tenant_say_the_same_through_propstreet(desk: Desk) -> None:
+    """What one of them is told arrives in the other, by the one hub that both know; then all three are quiet."""
+    one = desk.tenant("hubspot")
+    org = crm_emulator("salesforce", desk.service.now)
+    desk.stack.enter_context(started(org))
+    other = Pair("nordhaus", "salesforce", desk.folder, one.hub, org)
+    one.write({**one.document(), "pairs": [*one.document()["pairs"], *other.document()["pairs"]]})
+    one.seed(contacts=2, deals=1)
+    assert syncd("backfill", "nordhaus").code == 0
+    other.crm_rename("hub0@example.com", "Nyman")
+    one.crm_rename("crm1@example.com", "Quist")
+    for _ in range(3):
+        assert syncd("run", "nordhaus").code == 0
+    for pair in (one, other):
+        pair.assert_in_step()
+        names = {(mail, last): count for (mail, _, last), count in pair.picture()["crm contact"].items()}
+        assert names["hub0@example.com", "Nyman"] == names["crm1@example.com", "Quist"] == 1
+        assert len(names) == 4
+    quiet = syncd("run", "nordhaus").out.splitlines()
+    assert quiet.count("  nothing to do; both sides are in step") == 2

@@ -77,6 +77,8 @@ def test_a_conflict_from_the_question_to_the_explanation(desk: Desk, connector: 
         assert last["candidates"]["crm"]["value"] == again["crm_value"]
         assert (last["run"]["reason"], last["call"]["state"]) == ("run", "done")
     story = syncd("explain", f"propstreet:{one['propstreet']}", "last_name")
+    ids = f"propstreet:{one['propstreet']} <> {connector}:{one['crm']}"
+    assert lines(story)[0] == f"last_name of contact   {ids}   nordhaus/{connector}"
     assert lines(story)[1:3] == [f"  now: Söder in Propstreet, Söder in {connector}", "  last agreed: Söder"]
     assert "  why: both sides had changed it, and a person decided" in lines(story)
     assert "  replayed: same (decided again from what was kept of it, it comes out the same)" in lines(story)
@@ -141,10 +143,12 @@ def _relabel(pair: Pair, label: str) -> None:
 
 @pytest.mark.parametrize("connector", CRMS)
 def test_reviews_are_answered_exported_and_brought_into_another_database(
-    desk: Desk, connector: str, tmp_path: Path
+    desk: Desk, connector: str, tmp_path: Path, empty_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Candidates are told apart; never strikes one out, same links; the file says it all again, twice is once."""
+    """never strikes one out, same links, create makes one; the file says it all again, and an empty database obeys."""
     pair = desk.tenant(connector)
+    deal = pair.hub.add("projects", {"name": "Kv. Svalan 4"})
+    _deal(pair, "Kv. Svalan 4")
     ours = pair.hub.add("companies", {"name": "Nordhaus AB", "domain": "nordhaus.se"})
     names = [f"Nordhaus {each}" for each in "ABC"]
     crms = [_company(pair, name) for name in names]
@@ -161,6 +165,15 @@ def test_reviews_are_answered_exported_and_brought_into_another_database(
     syncd("run", "nordhaus")
     linked = syncd("explain", f"company/propstreet:{ours}", "--json").json()
     assert (linked["crm"], linked["linked"]["why"]) == (crms[2], "a person's word")
+    (named,) = [each for each in syncd("reviews", "--json").json() if each["propstreet"] == deal]
+    assert syncd("resolve", named["id"], "create").code == 0
+    assert syncd("run", "nordhaus").code == 3  # Propstreet has a counterpart of the first now: is it the second's, too?
+    (double,) = syncd("reviews", "--json").json()
+    assert (double["crm"], double["candidates"][0]["linked_to"]) == (crms[1], crms[0])
+    assert syncd("resolve", double["id"], "create").code == 0
+    assert syncd("run", "nordhaus").code == 0
+    made = syncd("explain", f"deal/propstreet:{deal}", "--json").json()["crm"]
+    assert made is not None and made not in [each["id"] for each in named["candidates"]]
     assert linked["kept_apart_from"] == sorted(crms[:2])
     told = syncd("reviews", "--answered", "--json").json()
     assert [(each["answer"], each.get("with")) for each in told if each.get("propstreet") == ours] == [
@@ -170,6 +183,24 @@ def test_reviews_are_answered_exported_and_brought_into_another_database(
     assert syncd("reviews", "--export", str(file)).out == f"{len(told)} answers written to {file}\n"
     again = syncd("reviews", "--import", str(file))
     assert again.out == f"0 answers are new, {len(told)} were known; the next run carries them out\n"
+    monkeypatch.setenv("SYNCD_DATABASE_URL", empty_database)
+    counts = pair.picture()
+    assert syncd("migrate").code == syncd("check", "nordhaus").code == 0
+    restored = syncd("reviews", "--import", str(file))
+    assert restored.out == f"{len(told)} answers are new, 0 were known; the next run carries them out\n"
+    assert syncd("backfill", "nordhaus").code == 0
+    assert syncd("explain", f"company/propstreet:{ours}", "--json").json()["crm"] == crms[2]
+    assert syncd("explain", f"deal/propstreet:{deal}", "--json").json()["crm"] == made
+    assert syncd("reviews", "--json").json() == []
+    assert pair.picture() == counts
+
+
+def _deal(pair: Pair, name: str) -> None:
+    if isinstance(pair.crm, HubSpotEmulator):
+        pair.crm.add("deals", {"dealname": name, "dealstage": "appointmentscheduled", "pipeline": "default"})
+        return
+    assert isinstance(pair.crm, SalesforceEmulator)
+    pair.crm.add("Opportunity", {"Name": name, "StageName": "Prospecting", "CloseDate": "2027-01-31"})
 
 
 def _company(pair: Pair, name: str) -> str:

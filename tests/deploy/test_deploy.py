@@ -68,10 +68,13 @@ def in_shell(text: str) -> list[Sequence[str]]:
 
 
 def in_prose(text: str) -> list[Sequence[str]]:
-    """Our commands between backticks, and on lines of their own in blocks of code."""
+    """Our commands between backticks, and on lines of their own in blocks of code; of a terminal, those after a $."""
     plain, *rest = text.split("```")
     blocks, plains = rest[::2], [plain, *rest[1::2]]
-    found = [each for block in blocks for each in re.findall(r"^\s*(?:\$ +)?syncd +([a-z].*)$", block, re.MULTILINE)]
+    found = []
+    for block in blocks:
+        prompt = r"\$ +" if block.startswith("console\n") else r"(?:\$ +)?"
+        found += re.findall(rf"^\s*{prompt}syncd +([a-z].*)$", block, re.MULTILINE)
     spans = [span for each in plains for span in re.findall(r"`([^`\n]+)`", each)]
     found += [each for span in spans for each in re.findall(r"\bsyncd +([a-z][^;&|]*)", span)]
     return [shlex.split(each, comments=True) for each in found]
