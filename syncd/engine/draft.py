@@ -138,6 +138,8 @@ def draft_kind(draft: Draft, kind: str) -> None:
     for side in Side:
         ctx.store.follow_merges(side, kind, ctx.now())
     _match_kind(ctx, kind)
+    # What waits for a person is seen in each round, and counts once.
+    ctx.report.conflicts.pop(kind, None)
     _plan_links(draft, kind)
     draft.flush()
     _plan_retired(draft, kind)
