@@ -170,11 +170,11 @@ def _no_fence() -> AbstractContextManager[object]:
 EIGHT: Final = (
     Unprotected(
         "no overlap", "A feed is read from its watermark on, not from some time before it.",
-        "convergence", _no_overlap, 6,
+        "convergence", _no_overlap, 5,
     ),
     Unprotected(
         "watermark first", "A feed advances before what its pages showed is written down.",
-        "state", _watermark_first, 10,
+        "state", _watermark_first, 24,
     ),
     Unprotected(
         "base as sent", "The base is what was sent, not what the system returned.",
