@@ -7,7 +7,7 @@ BIN := .venv/bin
 # A file stays with one worker, so that what its tests share is made once.
 TESTS := $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: setup demo test check bench simulate mutants kills lock clean
+.PHONY: setup demo test check bench simulate unprotected mutants kills lock clean
 
 setup: .venv/.ready
 
@@ -37,6 +37,9 @@ SEEDS ?= 1..200
 STEPS ?= 200
 simulate: setup ## seeded histories in virtual time; SEEDS=1..20000 for the long hunt
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS) --steps $(STEPS)
+
+unprotected: setup ## engines without one of their protections each: does the simulation find them? See docs/simulation.md
+	@$(BIN)/python -m tests.simulation.unprotected $(ARGS)
 
 mutants: setup ## does any test notice a change in the core? Half an hour; no part of make check
 	nice $(BIN)/python -m tests.core.mutants $(ARGS)

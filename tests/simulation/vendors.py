@@ -9,6 +9,7 @@ listing, the same conditions of a write. It knows nothing of the engine but the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -87,6 +88,10 @@ class Row:
     """An open transaction: when it becomes visible, when it began, what it changes, who."""
     committed_at: datetime | None = None
     """When a late transaction ended."""
+    was_late: bool = False
+    """It was committed later than its clock says, once at least."""
+    was_deleted: bool = False
+    """It was deleted or merged away, once at least."""
     begun_at: datetime | None = None
     """A row that is not committed yet becomes visible then."""
     shown: str | None = None
@@ -130,6 +135,8 @@ class Vendor:
     keys: dict[str, tuple[str, str]] = field(default_factory=dict)
     hidden: str | None = None
     """A kind of which nothing is shown to syncd now."""
+    denied: Counter[str] = field(default_factory=Counter)
+    """How often each kind was hidden."""
     not_stored: set[tuple[str, str]] = field(default_factory=set)
     """Fields (kind, name) that are accepted and not stored."""
     _serial: int = 0
@@ -156,7 +163,7 @@ class Vendor:
         if row.pending is None:
             return
         due, began, values, who = row.pending
-        row.pending, row.committed_at = None, min(due, self.now())
+        row.pending, row.committed_at, row.was_late = None, min(due, self.now()), True
         self._put(row, values, who, at=began)
 
     # --- what stands there ------------------------------------------------------------
@@ -212,7 +219,7 @@ class Vendor:
         )  # fmt: skip
         row = Row(record)
         if late and self.manner is not Manner.HUBSPOT:
-            row.begun_at = self.now() + late
+            row.begun_at, row.was_late = self.now() + late, True
         self.rows[kind][id_] = row
         self._put(row, complete, who)
         return id_
@@ -243,7 +250,7 @@ class Vendor:
         """Delete a row, and the relations that name it."""
         row = self.rows[kind][id_]
         self.commit(row)
-        row.record = replace(row.record, is_deleted=True)
+        row.record, row.was_deleted = replace(row.record, is_deleted=True), True
         self._put(row, {}, who)
         for relation, ends in _REFS.items():
             if kind in ends:
@@ -280,7 +287,7 @@ class Vendor:
             if isinstance(value, frozenset):
                 kept = won.record.values.get(name)
                 self.taken_off |= value - (kept if isinstance(kept, frozenset) else frozenset())
-        lost.record = replace(lost.record, is_deleted=True, merged_into=winner)
+        lost.record, lost.was_deleted = replace(lost.record, is_deleted=True, merged_into=winner), True
         self._put(lost, {}, PERSON)
         won.record = replace(won.record, formerly=(*won.record.formerly, loser, *lost.record.formerly))
         self._put(won, {}, PERSON)

@@ -19,9 +19,10 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from syncd.core.guard import Limits
+from syncd.core.guard import Limit, Limits
+from syncd.core.mapping import same, thaw
 from syncd.core.merge import Flow, OnConflict, Policy
-from syncd.core.model import KINDS, Money, Side, Value
+from syncd.core.model import FIELDS, KINDS, Money, Record, Side, Value, Values
 from syncd.core.plan import KindRules, OnDelete, When
 from syncd.engine.context import Context, PairRules, System
 from syncd.engine.retry import Courier, Patience
@@ -38,10 +39,24 @@ from syncd.errors import (
 from syncd.state.journal import Journal
 from syncd.state.lease import TTL_SECONDS, Lease
 from syncd.state.store import Store
-from tests.simulation.vendors import PERSON, USED, Manner, SimConnector, Vendor, Weather
+from tests.simulation.vendors import (
+    PERSON,
+    READ_ONLY_LEFT,
+    USED,
+    Manner,
+    SimConnector,
+    Vendor,
+    Weather,
+)
 
 START: Final = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 STAGE_ORDER: Final = ("none", "drafting", "published", "communicated")
+#: How long a row may stay out of a listing that it belongs in: while its second lasts, or until it is indexed.
+BLUR: Final = {
+    Manner.PROPSTREET: timedelta(0),
+    Manner.HUBSPOT: timedelta(seconds=120),
+    Manner.SALESFORCE: timedelta(seconds=2),
+}
 CRM_STAGES: Final = ("early", "offer", "talks")
 _ADDED: Final = ("company", "contact", "contact", "deal", "employment", "deal_contact", "deal_contact")
 CLASSES: Final = ("contacted", "interested", "bidder", "buyer", "declined")
@@ -87,20 +102,27 @@ class Settings:
     is_cutting: bool
 
     @classmethod
-    def drawn(cls, random: Random, manner: Manner) -> Settings:
+    def drawn(cls, random: Random, manner: Manner, limits: Random) -> Settings:
         conflict = random.choice([OnConflict.NEWEST, OnConflict.PROPSTREET, OnConflict.CRM, OnConflict.HOLD])
         scope = "real-estate" if random.random() < 0.2 else None
         kinds = {kind: _rules(random, kind, conflict, scope) for kind in KINDS}
         return cls(
             manner=manner,
             kinds=kinds,
-            limits=Limits(),
+            limits=Limits(deletes=Limit(limits.choice([1, 5]), 0.05)),
             visits=random.choice([None, None, 2, 5]),
             compare_every_seconds=random.choice([3_600.0, 86_400.0, 86_400.0]),
             scope=scope,
             page=random.choice([2, 3, 10, 50]),
             is_rewriting=random.random() < 0.3,
             is_cutting=random.random() < 0.3,
+        )
+
+    def policy(self, kind: str, name: str) -> Policy:
+        """What holds for a field, as far as both systems can carry it."""
+        rules = self.kinds[kind]
+        return rules.policies.get(name, rules.default).within(
+            left_writable=(kind, name) not in READ_ONLY_LEFT, right_writable=True
         )
 
 
@@ -159,7 +181,8 @@ class Simulation:
         self.at = START
         self.drift = timedelta(0)
         """How far the daemon's clock is off."""
-        self.settings = Settings.drawn(self.random, Manner.HUBSPOT if seed % 2 else Manner.SALESFORCE)
+        manner = Manner.HUBSPOT if seed % 2 else Manner.SALESFORCE
+        self.settings = Settings.drawn(self.random, manner, Random(f"{seed} limits"))
         self.hub = Vendor(Manner.PROPSTREET, "p", self._vendor_clock, self.random, page=self.settings.page)
         self.crm = Vendor(
             self.settings.manner, "c", self._vendor_clock, self.random, self._normalised, page=self.settings.page
@@ -494,11 +517,13 @@ class Simulation:
                 self.vendors[side].remove(kind, record.id)
 
     def _run_blind(self) -> None:
-        """A permission is gone for a while: a system shows nothing of a kind, in no listing and by no id."""
+        """A permission is gone when all is compared: a system shows nothing of a kind, in no listing and by no id."""
         vendor = self.random.choice(list(self.vendors.values()))
         kind = self.random.choice(["company", "contact", "deal"])
         self.note("blind", vendor.prefix, kind)
         vendor.hidden = kind
+        vendor.denied[kind] += 1
+        self.sleep(self.settings.compare_every_seconds)
         self._attempt()
         vendor.hidden = None
         # A person gives the permission back, and has all compared anew: nothing else tells what is visible again.
@@ -657,33 +682,78 @@ class Simulation:
             self.note("busy")
             return
         self.tally.runs += 1
-        wrote = {side: len(vendor.wrote) for side, vendor in self.vendors.items()}
+        run_id = self.new_id()
         self._fence = held.fence
         self._running.append(held)
         is_released = is_waived or self._is_waived
         try:
-            self._run_under(held, reason, plan_id, is_sweep, visits, is_released)
+            self._run_under(held, run_id, reason, plan_id, is_sweep, visits, is_released)
         finally:
             if self._running and self._running[-1] is held:
                 self._running.pop()
+            self._see_watermarks()
         self.state.release(held)
         if reason != "apply" and not is_released:
-            self._see_brakes(wrote)
+            self._see_brakes(run_id)
 
-    def _see_brakes(self, wrote: Mapping[Side, int]) -> None:
-        """No run that nobody let go deletes more than the limit of its tenant."""
-        limit = self.settings.limits.deletes.floor
+    def _see_brakes(self, run_id: str) -> None:
+        """No plan that nobody let go deletes more than the limit of its tenant."""
+        plans = {row["id"] for row in self.state.dump("plan") if row["run"] == run_id}
         linked = Counter(row["kind"] for row in self.state.dump("link"))
-        for side, vendor in self.vendors.items():
-            deleted = Counter(each.kind for each in vendor.wrote[wrote[side] :] if each.verb == "delete")
-            for kind, count in deleted.items():
-                if count > limit and not self.settings.limits.deletes.allows(count, linked[kind] + count):
-                    self.wrongs.append(f"brakes: a run deleted {count} {kind} at once ({side})")
+        deleted = Counter(
+            (row["plan"], row["kind"], row["side"])
+            for row in self.state.dump("operation")
+            if row["plan"] in plans and row["verb"] == "delete" and row["state"] == "done"
+        )
+        for (_, kind, side), count in deleted.items():
+            if not self.settings.limits.deletes.allows(count, linked[kind] + count):
+                self.wrongs.append(f"brakes: a plan deleted {count} {kind} ({side})")
+
+    def _see_watermarks(self) -> None:
+        """What a watermark has passed is written down, wherever the run ended.
+
+        Not what was committed late, nor what a system denied having.
+        """
+        for feed in self.state.dump("feed"):
+            side, kind = Side(feed["side"]), feed["kind"]
+            vendor = self.vendors[side]
+            if feed["parent"] or feed["watermark_at"] is None or kind in vendor.denied:
+                continue
+            passed = feed["watermark_at"] - BLUR[vendor.manner]
+            known = self._written_down(side, kind)
+            for row in vendor.rows[kind].values():
+                record = row.record
+                is_passed = record.modified_at is not None and record.modified_at < passed
+                is_late = row.was_late or row.pending is not None
+                if is_passed and not is_late and not record.is_deleted and not self._is_known(record, known):
+                    self.wrongs.append(f"state: a watermark passed {side} {kind} {record.id}, which nobody wrote down")
+
+    def _written_down(self, side: Side, kind: str) -> dict[str, Values]:
+        """The records of one side as the daemon remembers them, by id."""
+        links = [row for row in self.state.dump("link") if row["kind"] == kind]
+        sightings = [row for row in self.state.dump("sighting") if (row["side"], row["kind"]) == (side, kind)]
+        known = {row[f"{side}_id"]: thaw(row[f"{side}_base"]) for row in links}
+        return known | {row["id"]: thaw(row["values"]) for row in sightings}
+
+    def _is_known(self, record: Record, known: Mapping[str, Values]) -> bool:
+        """Whether all that a record says in the fields of the pair is remembered of it."""
+        held, types = known.get(record.id), FIELDS[record.kind]
+        return held is not None and all(
+            name in held and same(types[name], value, held[name])
+            for name, value in record.values.items()
+            if self.settings.policy(record.kind, name).flow is not Flow.OFF
+        )
 
     def _run_under(
-        self, held: Lease, reason: str, plan_id: str | None, is_sweep: bool, visits: int | None, is_waived: bool
+        self,
+        held: Lease,
+        run_id: str,
+        reason: str,
+        plan_id: str | None,
+        is_sweep: bool,
+        visits: int | None,
+        is_waived: bool,
     ) -> None:
-        run_id = self.new_id()
         store = self.state.store(held)
         journal = Journal(store)
         self.note("run", reason, run_id, held.fence)
