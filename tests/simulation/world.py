@@ -202,7 +202,6 @@ class Simulation:
         self._is_calm = False
         self._is_anew_due = False
         self._saved_plan: str | None = None
-        self._robot_due: list[tuple[str, str, str, Value]] = []
 
     # --- time, ids, trace -------------------------------------------------------------
 
@@ -286,7 +285,7 @@ class Simulation:
     def _somebody(self, sides: tuple[Side, ...] = (Side.LEFT, Side.RIGHT)) -> None:
         """One person does one thing on one side."""
         side = self.random.choice(sides)
-        if self._robot_due and Side.RIGHT in sides and self.random.random() < 0.5:
+        if self.settings.is_rewriting and Side.RIGHT in sides and self.random.random() < 0.2:
             self._automate()
             return
         what = self.random.choices(
@@ -541,12 +540,22 @@ class Simulation:
         return value
 
     def _automate(self) -> None:
-        """A workflow of the CRM rewrites what we wrote, once."""
-        kind, id_, name, value = self._robot_due.pop(0)
+        """A workflow of the CRM rewrites a text that we wrote a moment ago."""
+        texts = ("name", "last_name", "strategy", "job_title")
+        written = [
+            (wrote.kind, wrote.id, name, value)
+            for wrote in self.crm.wrote[-5:]
+            for name, (_, value) in wrote.values.items()
+            if name in texts and wrote.verb != "delete" and isinstance(value, str)
+        ]
+        if not written:
+            return
+        kind, id_, name, value = self.random.choice(written)
         row = self.crm.row(kind, id_)
         if row is not None and not row.record.is_deleted and row.record.values.get(name) == value:
+            self._serial += 1
             self.note("automation", kind, id_, name)
-            self.crm.edit(kind, id_, {name: f"{value} (checked)"})
+            self.crm.edit(kind, id_, {name: f"checked {self._serial} {value}"})
 
     # --- the weather ------------------------------------------------------------------
 
