@@ -607,11 +607,13 @@ def _usurped(
     at = 0 if side is Side.LEFT else 1
     ids = {record.id for record in records}
     apart = [pair for pair in answers.never if pair[at] in ids]
-    there = ctx.store.sighted(side.other, kind, [pair[1 - at] for pair in apart]) if apart else {}
     taken = ctx.store.usurpers(kind, ids) if side is Side.LEFT and ctx.systems[Side.RIGHT].kind(kind).can_mark else {}
+    named = [pair[1 - at] for pair in apart] + [right_id for _, right_id in taken.values()]
+    there = ctx.store.sighted(side.other, kind, named) if named else {}
     return {
         id_: ("new", f"{right_id} carries its id still, though it is linked to {left_id}")
         for id_, (left_id, right_id) in taken.items()
+        if right_id in there and not there[right_id].is_deleted
     } | {
         pair[at]: ("new", f"{pair[1 - at]}, from which it is kept apart, carries its id; take it out there")
         for pair in apart
