@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from syncd.core.guard import ALL_OF
 from syncd.core.mapping import same, show, thaw
 from syncd.core.merge import Flow
 from syncd.core.model import FIELDS, KINDS, RELATIONS, Side, Value
@@ -296,7 +295,7 @@ def _deleted_by_nobody(book: _Book, side: Side, vendor: Vendor) -> Iterator[str]
             partner = there.rows[wrote.kind].get(partners.get((wrote.kind, wrote.id)) or "")
             wrong[wrote.kind] += partner is not None and not partner.was_deleted
     for kind, count in wrong.items():
-        if count >= ALL_OF * max(1, there.denied[kind]):
+        if count > book.settings.limits.vanished.floor * max(1, there.denied[kind]):
             yield f"no loss: {side} {count} {kind} were deleted whose counterparts nobody had deleted"
         elif count and not there.denied[kind]:
             yield f"no loss: {side} {count} {kind} were deleted although their counterparts were always there"
