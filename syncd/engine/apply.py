@@ -71,6 +71,8 @@ def recover(ctx: Context, plan_id: str | None = None) -> None:
             ctx.report.lost += len(batch.entries)
 
 
+#: Why an operation of a plan was not carried out.
+MOVED = "moved since the plan was made"
 #: Why a link was made of a record that our own create left there, and how its operation ended.
 FOUND = "found after its answer was lost"
 #: What a repeated write may meet although its first sending had its effect.
@@ -98,6 +100,7 @@ class _Batch:
 
     def apply(self, *, is_backfill: bool) -> None:
         self._look_up()
+        self._drop_outdated()
         for entry in [each for each in self.entries if self._is_held(each.operation)]:
             self._drop(entry, "held still since the plan was made")
         if self.verb in ("update", "delete") and not self.capability.is_conditional:
@@ -139,6 +142,15 @@ class _Batch:
             elif op.verb in ("update", "mark") and op.target is not None and op.target.id not in self.links:
                 self._drop(entry, "its link is gone")
 
+    def _drop_outdated(self) -> None:
+        """What was read again since the plan was made, for another write's sake, may tell of an edit: plan anew."""
+        for entry in list(self.entries):
+            if entry.precondition is None or entry.operation.target is None:
+                continue
+            if entry.precondition != proof(self.ctx, self.targets[entry.operation.target.id]):
+                self.ctx.report.stale += 1
+                self._drop(entry, MOVED)
+
     def _is_held(self, op: Operation) -> bool:
         target = self.targets.get(op.target.id) if op.target is not None else None
         there = (self.side, target.id, target.refs) if target is not None else None
@@ -173,7 +185,7 @@ class _Batch:
             if fresh.is_deleted or fresh.id != self._address(entry).id or self._has_moved(entry, fresh):
                 moved.append(fresh)
                 self.ctx.report.stale += 1
-                self._drop(entry, "moved since the plan was made")
+                self._drop(entry, MOVED)
             else:
                 known = self.targets[fresh.id]
                 self.targets[fresh.id] = replace(known, version=fresh.version, opaque=fresh.opaque,

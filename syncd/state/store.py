@@ -239,6 +239,8 @@ class Store:
             self.rows.drop_sightings(side, kind, drops)
             self._revive([links[row["id"]] for row in upserts if row["id"] in links])
             self.rows.update_links(refreshed)
+            if kind not in RELATIONS:
+                self._wake_links(side, kind, _unlocked(side, upserts, links), at)
         return len(upserts) + len(drops) + len(refreshed)
 
     def _revive(self, links: Iterable[Row]) -> None:
@@ -310,7 +312,7 @@ class Store:
         # Children are known below the survivor now, whose next visit misses their old ids and asks after them.
         if child := CHILDREN.get(kind):
             self.rows.move_children(side, child, old, survivor)
-        self.wake(side, kind, [survivor])
+        self.wake(side, kind, [survivor], at)
         return {**link, **changes}
 
     def follow_merges(self, side: Side, kind: str, at: datetime) -> None:
@@ -472,7 +474,7 @@ class Store:
             for side in Side:
                 linked = [str(row[f"{side}_id"]) for row in rows]
                 self._linked_now(side, kind, linked, at)
-                self.wake(side, kind, linked)
+                self.wake(side, kind, linked, at)
 
     def _sight_both(self, link: LinkRow, at: datetime) -> None:
         """Give each side of a link a sighting, so that nothing is forgotten with the link."""
@@ -489,7 +491,10 @@ class Store:
     def drop_links(
         self, kind: str, at: datetime, *, left_ids: Sequence[str] = (), right_ids: Sequence[str] = ()
     ) -> None:
-        """Forget links; what is still sighted of them stands alone again, what is gone is forgotten."""
+        """Forget links; what is still sighted of them stands alone again, what is gone is forgotten.
+
+        Links that name one of their records and were set aside are looked at again.
+        """
         with self.transaction():
             rows = self.rows.delete_links(kind, left_ids, right_ids)
             for row in rows:
@@ -498,6 +503,8 @@ class Store:
                 ids = [row[f"{side}_id"] for row in rows]
                 self.rows.drop_sightings(side, kind, ids, only_gone=True)
                 self.rows.update_sightings(side, kind, ids, {"is_linked": False, "state": "new", "reason": ""})
+                if kind not in RELATIONS:
+                    self._wake_links(side, kind, ids, at)
 
     def save_reviews(self, kind: str, reviews: Sequence[Review], at: datetime) -> None:
         """Put records before a person; one that waits already is brought up to date only if its candidates changed."""
@@ -519,11 +526,23 @@ class Store:
             for (state, reason), ids in alike.items():
                 self.rows.update_sightings(side, kind, ids, {"state": state, "reason": reason})
 
-    def wake(self, side: Side, kind: str, ids: Sequence[str]) -> None:
-        """Records that waited for one of these to be linked are new again."""
+    def wake(self, side: Side, kind: str, ids: Sequence[str], at: datetime) -> None:
+        """What waited for one of these to be linked is looked at again: relations without a link, and links set aside."""
         if kind not in RELATIONS and ids:
             with self.transaction():
                 self.rows.wake(side, sorted(RELATIONS), [f"ref:{kind}={id_}" for id_ in ids])
+                self._wake_links(side, kind, ids, at)
+
+    def _wake_links(self, side: Side, kind: str, ids: Sequence[str], at: datetime) -> None:
+        """Look again at links of relations that name one of these and were set aside: why may be no longer so."""
+        for relation in sorted(RELATIONS) if ids else ():
+            named = self.rows.linked_alike(side, relation, [], [f"ref:{kind}={id_}" for id_ in ids])
+            links = self.linked(relation, side, [row["id"] for row in named])
+            aside = [link for link in links if link.state in (LinkState.EXCLUDED, LinkState.DEAD)]
+            for link in aside:
+                self._sight_both(link, at)
+            dead = [link.id for link in aside if link.state is LinkState.DEAD]
+            self.rows.update_links([{"id": id_, "state": LinkState.PENDING, "reason": ""} for id_ in dead])
 
     # --- links ------------------------------------------------------------------------
 
@@ -628,7 +647,7 @@ class Store:
             for side in Side:
                 self.rows.drop_sightings(side, kind, drops[side])
                 self.rows.close_reviews(side, kind, ids[side], at)
-                self.wake(side, kind, ids[side])
+                self.wake(side, kind, ids[side], at)
 
     def retire(self, side: Side, kind: str, link: LinkRow, reason: str, at: datetime) -> None:
         """Take a link apart: ``side``'s record must go, the other one looks for a new counterpart."""
@@ -771,3 +790,12 @@ def _link_row(kind: str, row: Joined) -> LinkRow:
         since={side: row["seen_at"] for side, row in seen.items()},
         settling=frozenset(side for side, row in seen.items() if row["reason"] == SETTLING),
     )
+
+
+def _unlocked(side: Side, news: Iterable[Row], links: Mapping[str, Row]) -> list[str]:
+    """Linked records whose locks changed."""
+    return [
+        row["id"]
+        for row in news
+        if row["id"] in links and row["facts"]["locked"] != links[row["id"]][f"{side}_facts"].get("locked", {})
+    ]
