@@ -527,7 +527,7 @@ class Store:
                 self.rows.update_sightings(side, kind, ids, {"state": state, "reason": reason})
 
     def wake(self, side: Side, kind: str, ids: Sequence[str], at: datetime) -> None:
-        """What waited for one of these to be linked is looked at again: relations without a link, and links set aside."""
+        """What waited for one of these to be linked is looked at again, without a link of its own or with one."""
         if kind not in RELATIONS and ids:
             with self.transaction():
                 self.rows.wake(side, sorted(RELATIONS), [f"ref:{kind}={id_}" for id_ in ids])

@@ -166,7 +166,7 @@ def _is_below_what_waits(book: _Book, side: Side, row: Row) -> bool:
     held = {key[:3] for key in book.open_conflicts if key[3] == ""}
     return any(
         (link["kind"], link["left_id"], link["right_id"]) in held
-        or (link["state"] == "excluded" and book.is_half_gone(link))
+        or (link["state"] in ("excluded", "dead") and book.is_half_gone(link))
         for link in ends
     )
 
@@ -210,10 +210,10 @@ def _field(book: _Book, link: Link, name: str, left: Row, right: Row, where: str
             if half != (None, None):
                 return
         case Flow.TO_CRM:
-            if here is None and (_never_spoke(left, name) or not _is_ours(book, Side.RIGHT, right, name)):
+            if here is None and (_never_spoke(left, name) or not _is_ours(book, Side.RIGHT, link, name)):
                 return  # one way does not blank what it did not write
         case Flow.TO_PROPSTREET:
-            if there is None and (_never_spoke(right, name) or not _is_ours(book, Side.LEFT, left, name)):
+            if there is None and (_never_spoke(right, name) or not _is_ours(book, Side.LEFT, link, name)):
                 return
         case _:
             pass
@@ -224,10 +224,14 @@ def _never_spoke(row: Row, name: str) -> bool:
     return all(held is None for held in row.held.get(name, ()))
 
 
-def _is_ours(book: _Book, side: Side, row: Row, name: str) -> bool:
-    """Whether syncd ever gave a record this field."""
-    at = (row.record.kind, row.record.id)
-    return any((wrote.kind, wrote.id) == at and name in wrote.values for wrote in book.vendors[side].wrote)
+def _is_ours(book: _Book, side: Side, link: Link, name: str) -> bool:
+    """Whether syncd gave this side of a link this field."""
+    return any(
+        (row["kind"], row["side"], row["field"]) == (link["kind"], side, name)
+        and (row["left_id"], row["right_id"]) == (link["left_id"], link["right_id"])
+        and row["at"] >= link["linked_at"]
+        for row in book.changes
+    )
 
 
 def _agree(book: _Book, kind: str, name: str, here: Value, there: Value) -> bool:

@@ -218,6 +218,8 @@ class Vendor:
             parent=refs[_REFS[kind][0]] if kind in _REFS else None,
         )  # fmt: skip
         row = Row(record)
+        if id_ in self.rows[kind]:  # an association that was there before is the same one again
+            row.held = self.rows[kind][id_].held
         if late and self.manner is not Manner.HUBSPOT:
             row.begun_at, row.was_late = self.now() + late, True
         self.rows[kind][id_] = row
