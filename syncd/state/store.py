@@ -222,6 +222,7 @@ class Store:
             upserts: list[Row] = []
             drops: list[str] = []
             refreshed: list[Row] = []
+            touched: list[str] = []
             for record in records:
                 link, sighting = links.get(record.id), seen.get(record.id)
                 if record.formerly and not record.is_deleted:
@@ -235,12 +236,14 @@ class Store:
                     drops.append(record.id)
                 if verdict in ("refresh", "drop and refresh") and link is not None:
                     refreshed.append({"id": link["id"], **seen_of(side, record)})
+                    touched.append(record.id)
             self.rows.save_sightings(upserts)
             self.rows.drop_sightings(side, kind, drops)
             self._revive([links[row["id"]] for row in upserts if row["id"] in links])
             self.rows.update_links(refreshed)
             if kind not in RELATIONS:
-                self._wake_links(side, kind, _unlocked(side, upserts, links), at)
+                # What was refused for the sake of one of these may be taken now.
+                self._wake_links(side, kind, [*_unlocked(side, upserts, links, seen), *touched], at)
         return len(upserts) + len(drops) + len(refreshed)
 
     def _revive(self, links: Iterable[Row]) -> None:
@@ -792,10 +795,11 @@ def _link_row(kind: str, row: Joined) -> LinkRow:
     )
 
 
-def _unlocked(side: Side, news: Iterable[Row], links: Mapping[str, Row]) -> list[str]:
-    """Linked records whose locks changed."""
+def _unlocked(side: Side, news: Iterable[Row], links: Mapping[str, Row], seen: Mapping[str, Row]) -> list[str]:
+    """Linked records whose locks changed since they were last heard of."""
+    known = {id_: link[f"{side}_facts"] for id_, link in links.items()} | {
+        id_: row["facts"] for id_, row in seen.items()
+    }
     return [
-        row["id"]
-        for row in news
-        if row["id"] in links and row["facts"]["locked"] != links[row["id"]][f"{side}_facts"].get("locked", {})
+        row["id"] for row in news if row["id"] in links and row["facts"]["locked"] != known[row["id"]].get("locked", {})
     ]
