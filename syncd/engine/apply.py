@@ -190,7 +190,7 @@ class _Batch:
                 known = self.targets[fresh.id]
                 self.targets[fresh.id] = replace(known, version=fresh.version, opaque=fresh.opaque,
                                                  modified_at=fresh.modified_at, locked=fresh.locked)  # fmt: skip
-        self.ctx.store.intake(self.side, self.kind, moved, self.ctx.now(), is_exact=False)
+        self.ctx.store.intake(self.side, self.kind, moved, self.ctx.now(), is_exact=False, is_current=True)
 
     def _read_before_replacing(self) -> None:
         """A lost counterpart that was brought back since the plan was made is not doubled, nor written over."""
@@ -454,7 +454,7 @@ class _Batch:
         if self.verb in ("update", "mark") and self._address(entry).id not in self.links:
             # Its link went while the write was on its way; what stands there now is news.
             if record is not None:
-                self.ctx.store.intake(self.side, self.kind, [record], self.ctx.now(), is_exact=False)
+                self.ctx.store.intake(self.side, self.kind, [record], self.ctx.now(), is_exact=False, is_current=True)
             return
         match self.verb:
             case "create":
@@ -498,7 +498,7 @@ class _Batch:
 
     def _made_alone(self, entry: Entry, record: Record) -> None:
         """A relation that was brought back without its counterpart: it gets no other one, and stays as it is."""
-        self.ctx.store.intake(self.side, self.kind, [record], self.ctx.now(), is_exact=False)
+        self.ctx.store.intake(self.side, self.kind, [record], self.ctx.now(), is_exact=False, is_current=True)
         self._keep_alone(self.side, record.id, entry.operation.undoes)
         left_id, right_id = (record.id, None) if self.side is Side.LEFT else (None, record.id)
         self._log(entry, left_id, right_id, record)
@@ -576,7 +576,7 @@ class _Batch:
         self.ctx.store.forget_sighting(self.side, self.kind, target.id)
         if record is not None:
             # What stays for others' sake is no newcomer, or the other side would get it back.
-            self.ctx.store.intake(self.side, self.kind, [record], self.ctx.now(), is_exact=False)
+            self.ctx.store.intake(self.side, self.kind, [record], self.ctx.now(), is_exact=False, is_current=True)
             held = {record.id: ("excluded", "removed on the other side; others hold it here")}
             self.ctx.store.shelve(self.side, self.kind, held)
 
@@ -586,7 +586,7 @@ class _Batch:
             self._bury(entry, "exists already, but was not found")
             return
         store, now = self.ctx.store, self.ctx.now()
-        store.intake(self.side, self.kind, [record], now, is_exact=False)
+        store.intake(self.side, self.kind, [record], now, is_exact=False, is_current=True)
         if entry.operation.source is None:
             return
         source_id = entry.operation.source

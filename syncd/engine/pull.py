@@ -231,7 +231,9 @@ def _take(ctx: Context, side: Side, pages: Sequence[Page], missing: _Missing) ->
     system.pulled[kind] += len(records)
     with ctx.store.transaction():
         can = system.kind(kind)
-        ctx.store.intake(side, kind, records, at, is_exact=can.is_exact, is_current=can.is_current)
+        # Only what an index shows may be a thing of the past: a whole listing is from the records themselves.
+        is_current = can.is_current or all(page.is_listing for page in pages)
+        ctx.store.intake(side, kind, records, at, is_exact=can.is_exact, is_current=is_current)
         for refusal in (each for page in pages for each in page.refused):
             ctx.report.rejected[refusal.kind] += 1
             ctx.store.refuse(side, refusal.kind, refusal.id, refusal.reason, at)
@@ -304,7 +306,7 @@ def read_again(ctx: Context, system: System, side: Side, kind: str, addresses: S
     for start in range(0, len(addresses), can.read_batch):
         found = system.connector.read(kind, addresses[start : start + can.read_batch])
         records = [_spelt(ctx, side, record) for record in found.values()]
-        ctx.store.intake(side, kind, records, ctx.now(), is_exact=False, is_current=can.is_current)
+        ctx.store.intake(side, kind, records, ctx.now(), is_exact=False, is_current=True)
 
 
 def read_erased(ctx: Context, side: Side, kind: str, addresses: Sequence[Address], *, alone: Collection[str]) -> None:
@@ -317,6 +319,6 @@ def read_erased(ctx: Context, side: Side, kind: str, addresses: Sequence[Address
         asked = {address.id for address in batch}
         for record in (_spelt(ctx, side, each) for each in found.values()):
             if record.is_deleted or record.id not in asked:
-                ctx.store.intake(side, kind, [record], ctx.now(), is_exact=False, is_current=can.is_current)
+                ctx.store.intake(side, kind, [record], ctx.now(), is_exact=False, is_current=True)
             else:
                 ctx.store.keep(side, record, ctx.now(), is_linked=record.id not in alone)

@@ -204,7 +204,7 @@ def _verify_batch(ctx: Context, plan_id: str, batch: list[Entry]) -> None:
             size = system.kind(kind).read_batch
             for start in range(0, len(addresses), size):
                 fresh = system.connector.read(kind, addresses[start : start + size])
-                ctx.store.intake(side, kind, list(fresh.values()), ctx.now(), is_exact=False)
+                ctx.store.intake(side, kind, list(fresh.values()), ctx.now(), is_exact=False, is_current=True)
             known = ctx.store.sighted(side, kind, wanted)
         for entry in batch:
             id_ = _end_on(entry, side)

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, Row, and_, or_, select
 
 from syncd.core.mapping import show, thaw
 from syncd.core.merge import Because, Chosen, Step
-from syncd.core.model import FIELDS, KINDS, Json, Side, Value, is_safe_id
+from syncd.core.model import FIELDS, KINDS, RELATIONS, Json, Side, Value, is_safe_id
 from syncd.core.why import Said, again, recall
 from syncd.errors import NotFoundError
 from syncd.state import schema as s
@@ -43,11 +43,17 @@ class Place:
 
 
 def find(engine: Engine, scope: Scope, ref: str) -> Place:
-    """The one record that ``[KIND/][SYSTEM:]ID`` names. Raises NotFoundError naming what was looked for."""
+    """The one record that ``[KIND/][SYSTEM:]ID`` names. Raises NotFoundError naming what was looked for.
+
+    A relation may lie in a record's own row and so have its id: without a kind the record is meant.
+    """
     kind, system, id_ = _taken_apart(engine, scope, ref)
     with engine.connect() as tx:
         pairs = tx.execute(select(s.pair).where(scope.covers(s.pair.c.id)).order_by(s.pair.c.id)).all()
         found = [place for row in pairs for place in _known(tx, row, kind, system, id_)]
+    records = [place for place in found if place.kind not in RELATIONS]
+    if len(records) == 1 and {(each.pair, each.side) for each in found} == {(records[0].pair, records[0].side)}:
+        found = records
     if not found:
         raise NotFoundError(f"no record {ref!r} is known{_within(scope)}; a REF looks like contact/hubspot:4711")
     if len(found) > 1:

@@ -18,9 +18,8 @@ from syncd.state.rows import Row
 
 Verdict: TypeAlias = Literal["keep", "drop", "refresh", "drop and refresh", "none"]
 
-#: An index lags by minutes, seldom by more than an hour. What is known from longer ago, or from further
-#: ahead, is no proof that a record shown with an earlier time is an old one.
-LAG: Final = timedelta(hours=2)
+#: What is known from further ahead was stamped by a clock that was wrong: it is no proof that a record shown with an
+#: earlier time is an old one.
 AHEAD: Final = timedelta(hours=1)
 _EPOCH: Final = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
@@ -262,4 +261,4 @@ def news(
 
 
 def _is_older(one: datetime | None, other: datetime | None, at: datetime) -> bool:
-    return one is not None and other is not None and one < other and at - LAG <= other <= at + AHEAD
+    return one is not None and other is not None and one < other <= at + AHEAD

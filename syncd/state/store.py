@@ -208,8 +208,8 @@ class Store:
     ) -> int:  # fmt: skip
         """Keep what is news: records that their base, or their earlier sighting, does not tell.
 
-        A record older than what is known is an index lagging behind and is no news, unless the
-        system ``is_current``: then it was committed late. Returns how many rows it wrote.
+        A record older than what is known is an index lagging behind and is no news, unless what shows
+        it ``is_current``: then it was committed late, or set back. Returns how many rows it wrote.
         """
         if not records:
             return 0

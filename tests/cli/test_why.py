@@ -51,7 +51,7 @@ def test_a_conflict_from_the_question_to_the_explanation(desk: Desk, connector: 
     assert one["crm_at"] is not None
     assert one["propstreet_by"] is None  # Propstreet does not tell
     assert one["crm_by"]
-    told = syncd("explain", f"contact/{connector}:{one['crm']}")
+    told = syncd("explain", f"{connector}:{one['crm']}")
     assert told.code == 0
     assert f"  conflict {one['id']} in last_name: Vänster in Propstreet, Höger in {connector}; " in told.out
     assert lines(told)[0] == (

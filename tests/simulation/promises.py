@@ -290,19 +290,21 @@ def _no_unexplained_loss(book: _Book) -> Iterator[str]:
                 yield from _lost_by_deletion(book, side, vendor, wrote.kind, wrote.id, dict(wrote.values))
     for side, vendor in book.vendors.items():
         yield from _lost_elements(book, side, vendor)
-        yield from _deleted_by_nobody(book, side, vendor)
+        yield from _deleted_by_nobody(book, side)
 
 
-def _deleted_by_nobody(book: _Book, side: Side, vendor: Vendor) -> Iterator[str]:
+def _deleted_by_nobody(book: _Book, side: Side) -> Iterator[str]:
     """What was deleted had lost its counterpart. A system that hides a kind may take a handful with it, not more."""
     there = book.vendors[side.other]
-    own, other = ("left_id", "right_id") if side is Side.LEFT else ("right_id", "left_id")
-    partners = {(row["kind"], row[own]): row[other] for row in book.changes if row["verb"] == "delete"}
+    gone = {
+        (row["kind"], row[f"{side.other}_id"], row["run"])
+        for row in book.changes
+        if (row["verb"], row["side"]) == ("delete", side) and row["run"] not in book.simulation.waived
+    }
     wrong: Counter[str] = Counter()
-    for wrote in vendor.wrote:
-        if wrote.verb == "delete" and wrote.kind not in RELATIONS:
-            partner = there.rows[wrote.kind].get(partners.get((wrote.kind, wrote.id)) or "")
-            wrong[wrote.kind] += partner is not None and not partner.was_deleted
+    for kind, id_, _ in gone:
+        partner = there.rows[kind].get(id_ or "") if kind not in RELATIONS else None
+        wrong[kind] += partner is not None and not partner.was_deleted
     for kind, count in wrong.items():
         if count > book.settings.limits.vanished.floor * max(1, there.denied[kind]):
             yield f"no loss: {side} {count} {kind} were deleted whose counterparts nobody had deleted"

@@ -201,6 +201,8 @@ class Simulation:
         self._is_waived = False
         self._is_calm = False
         self._is_anew_due = False
+        self.waived: set[str] = set()
+        """Runs that a person let go whatever the brakes say."""
         self._saved_plan: str | None = None
 
     # --- time, ids, trace -------------------------------------------------------------
@@ -695,6 +697,8 @@ class Simulation:
         self._fence = held.fence
         self._running.append(held)
         is_released = is_waived or self._is_waived
+        if is_released:
+            self.waived.add(run_id)
         try:
             self._run_under(held, run_id, reason, plan_id, is_sweep, visits, is_released)
         finally:
