@@ -412,7 +412,7 @@ class _Batch:
         One that cannot be told from what came after it is written down all the same: else a value
         that we replaced without hearing of it would be told nowhere.
         """
-        if found is not None and self._stands(entry, found):
+        if found is not None and self._stands(entry, found) and not self._is_anothers(entry, found):
             self._done(entry, None if found.is_deleted else found)
             self._ends.append((entry, "done", FOUND))
             return []
@@ -427,10 +427,10 @@ class _Batch:
         return [target] if target is not None else []
 
     def _stands(self, entry: Entry, found: Record) -> bool:
-        """Whether all that an update or a deletion asked for is so."""
+        """Whether all that was asked for is so."""
         if self.verb == "delete":
             return found.is_deleted
-        if self.verb != "update" or found.is_deleted:
+        if self.verb == "mark" or found.is_deleted:
             return False
         types = self.ctx.fields(self.kind).types
         for name, step in entry.steps.items():
@@ -440,6 +440,10 @@ class _Batch:
             if not was_cut and not same(types[name], now, step.value):
                 return False
         return True
+
+    def _is_anothers(self, entry: Entry, found: Record) -> bool:
+        """Whether what stands there instead of a create is linked already."""
+        return self.verb == "create" and bool(self.ctx.store.counterparts(self.kind, self.side, [found.id]))
 
     def _has_other_values(self, entry: Entry, found: Record) -> bool:
         """Whether a field of an update says something else than before it."""
