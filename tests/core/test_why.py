@@ -106,6 +106,16 @@ def test_a_conflict_is_settled_again_by_the_same_clock_and_the_same_person() -> 
         assert again(recall("name", kept["name"]), side_) == step
 
 
+def test_what_is_given_to_a_side_that_never_shows_it_is_given_again() -> None:
+    """It was no stranger to the field, though it told nothing of it; that is kept with the decision."""
+    own = frozenset({"name"})
+    left = Half({"name": "l"}, {"name": "was"}, writable=own)
+    blind = Half({}, {}, writable=own, unreadable=own)
+    steps = merge({"name": FieldType.TEXT}, left, blind, {}).to_right
+    kept = grounds(Operation("contact", "update", Side.RIGHT, "1", None, steps))
+    assert again(recall("name", kept["name"]), Side.RIGHT) == steps["name"] == Step("l", "moved in propstreet")
+
+
 def test_what_is_no_ground_is_refused() -> None:
     """A kept ground that says nothing known is named by its field."""
     with pytest.raises(UnfitValueError, match="name: not a kept ground"):
