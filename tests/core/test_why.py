@@ -106,6 +106,15 @@ def test_a_conflict_is_settled_again_by_the_same_clock_and_the_same_person() -> 
         assert again(recall("name", kept["name"]), side_) == step
 
 
+def test_a_field_is_merged_again_as_what_it_is() -> None:
+    """A set member by member: its type is kept as well."""
+    own, base = frozenset({"f"}), {"f": frozenset("x")}
+    left, right = Half({"f": frozenset("xy")}, base, writable=own), Half({"f": frozenset("xz")}, base, writable=own)
+    steps = merge({"f": FieldType.SET}, left, right, {}).to_right
+    kept = grounds(Operation("contact", "update", Side.RIGHT, "1", None, steps))
+    assert again(recall("f", kept["f"]), Side.RIGHT) == steps["f"] == Step(frozenset("xyz"), "set merged")
+
+
 def test_what_is_given_to_a_side_that_never_shows_it_is_given_again() -> None:
     """It was no stranger to the field, though it told nothing of it; that is kept with the decision."""
     own = frozenset({"name"})
