@@ -41,7 +41,7 @@ simulate: setup ## seeded histories in virtual time; SEEDS=1..20000 for the long
 unprotected: setup ## engines without one of their protections each: does the simulation find them? See docs/simulation.md
 	@$(BIN)/python -m tests.simulation.unprotected $(ARGS)
 
-mutants: setup ## does any test notice a change in the core? Half an hour; no part of make check
+mutants: setup ## does any test notice a change in the core? Ten minutes; no part of make check
 	nice $(BIN)/python -m tests.core.mutants $(ARGS)
 
 kills: setup ## every flow killed at every point, see docs/kill-points.md; ARGS="--flow backfill --crm hubspot" for one

@@ -141,7 +141,7 @@ def undo(deed: Deed, at: Standing, fields: Fields, run_id: str) -> tuple[Operati
             reason = _why_keep(deed, at, fields)
             return (None, _left(deed, reason)) if reason else (_removal(deed, at, run_id), ())
         case "delete":
-            reason = _why_gone(deed, at, fields)
+            reason = _why_gone(deed, at)
             return (None, _left(deed, reason)) if reason else (_remake(deed, at, fields, run_id), ())
         case "update" | "mark":
             return _restore(deed, at, fields, run_id)
@@ -258,7 +258,7 @@ def _removal(deed: Deed, at: Standing, run_id: str) -> Operation:
 # --- records that the run removed ---------------------------------------------------------
 
 
-def _why_gone(deed: Deed, at: Standing, fields: Fields) -> str | None:
+def _why_gone(deed: Deed, at: Standing) -> str | None:
     """Why a record that the run removed stays away; None if it can be made again."""
     if at.target is not None and not at.target.record.is_deleted:
         return "there again"

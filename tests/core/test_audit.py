@@ -196,6 +196,9 @@ def test_a_difference_tells_where_it_is_and_both_values() -> None:
     assert judge(left, replace(right, now=None), BOND, FIELDS) == (
         Difference("contact", "p1", "c1", "", Side.RIGHT, GONE, False, None, None),
     )
+    assert judge(replace(left, now=None), right, BOND, FIELDS) == (
+        Difference("contact", "p1", "c1", "", Side.LEFT, GONE, False, None, None),
+    )
     record = Record("deal", "9", {}, modified_at=T2)
     new = ("", Side.LEFT, "new since the last run", True)
     assert judge_alone(record, Side.LEFT, Alone()) == Difference("deal", "9", None, *new)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,6 +76,31 @@ def test_nothing_and_a_bare_yes_are_left_and_other_salts_are_never_the_same() ->
     assert hashed(FieldType.BOOLEAN, True, "s") is True
     assert not same(FieldType.TEXT, hashed(FieldType.TEXT, "a", "s"), hashed(FieldType.TEXT, "a", "t"))
     assert not same(FieldType.TEXT, hashed(FieldType.TEXT, "a", "s"), None)
+
+
+@pytest.mark.parametrize(
+    ("type_", "one", "other", "are_same"),
+    [
+        (FieldType.PHONE, "12345", "99345", False),
+        (FieldType.PHONE, "12345678", "345678", False),
+        (FieldType.PHONE, "12345678", "2345678", True),
+        (FieldType.NUMBER, Decimal("1E+2"), Decimal("100.0"), True),
+        (FieldType.MONEY, Money(Decimal("1E+2"), "SEK"), Money(Decimal("100.0"), "SEK"), True),
+        (FieldType.MONEY, Money(Decimal(100), "SEK"), Money(Decimal(100), "EUR"), False),
+        (FieldType.ENUMERATION, "sv", True, False),
+    ],
+)
+def test_an_erased_value_is_compared_as_its_type_is(type_: FieldType, one: Value, other: Value, are_same: bool) -> None:
+    """Short numbers as they are written, longer ones by at most a prefix, amounts by what they amount to."""
+    for first, second in ((one, other), (other, one)):
+        assert same(type_, hashed(type_, first, "s"), second) is are_same
+        assert same(type_, second, hashed(type_, first, "s")) is are_same
+
+
+def test_a_digest_means_nothing_beside_another_salt() -> None:
+    """Not even if it is the same one."""
+    assert same(FieldType.TEXT, Hashed("s", ("d",)), Hashed("s", ("d",)))
+    assert not same(FieldType.TEXT, Hashed("s", ("d",)), Hashed("t", ("d",)))
 
 
 # --- merging ------------------------------------------------------------------------------

@@ -217,6 +217,22 @@ def test_an_erased_address_is_still_the_same_key() -> None:
     assert keys_of(Record("contact", "1", erased), "s") == keys_of(Record("contact", "1", values), "s")
 
 
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("contact", {"first_name": "Anna", "last_name": "Berg"}),
+        ("company", {"name": "Nordhaus", "domain": "nordhaus.se", "org_number": "556900-1000"}),
+        ("company", {"homepage": "https://nordhaus.se"}),
+        ("deal", {"name": "Kv. Svalan"}),
+    ],
+)
+def test_what_was_erased_and_is_no_address_is_no_key(kind: str, values: dict[str, Value]) -> None:
+    """It cannot be spelled in one way before it is compared, so that it proves and suggests nothing."""
+    erased = {name: hashed(FIELDS[kind][name], value, "s") for name, value in values.items()}
+    assert keys_of(Record(kind, "1", values), "s")
+    assert keys_of(Record(kind, "1", erased), "s") == frozenset()
+
+
 def test_sides_are_each_others_other() -> None:
     """Left and right are a pair."""
     assert Side.LEFT.other is Side.RIGHT

@@ -364,6 +364,19 @@ def test_a_value_that_was_only_spelled_anew_has_not_moved(flow: Flow) -> None:
     assert merge({"text": FieldType.TEXT}, still, respelled, {"text": Policy(flow)}) == Merged()
 
 
+@pytest.mark.parametrize("flow", Flow)
+def test_two_sides_that_meet_with_one_value_in_two_spellings_agree(flow: Flow) -> None:
+    """By the field's notion of equal there is nothing to write, and no loser to remember."""
+    only = frozenset({"f"})
+    for type_, one, other in (
+        (FieldType.TEXT, "a b", "a  b"),
+        (FieldType.PHONE, "+46701234567", "070-123 45 67"),
+        (FieldType.INSTANT, LATE, LATE.replace(microsecond=5)),
+    ):
+        left, right = Half({"f": one}, {}, LATE, {}, only), Half({"f": other}, {}, EARLY, {}, only)
+        assert merge({"f": type_}, left, right, {"f": Policy(flow)}) == Merged()
+
+
 def test_a_lock_on_the_field_is_named_before_the_lock_on_the_record() -> None:
     """The nearer reason is the one that helps."""
     assert Half({}, {}, locked={"text": "calculated", "*": "closed"}).lock("text") == "calculated"

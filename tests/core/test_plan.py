@@ -115,6 +115,26 @@ def test_an_untouched_record_follows_a_deletion_as_the_tenants_rule_says(rule: O
     assert decide("deal", GONE, ALIVE, OPEN, KindRules(deletes_to_left=other, deletes_to_right=rule)) == wanted
 
 
+def test_each_direction_follows_its_own_rule_for_deletions() -> None:
+    """What is archived in the CRM may be let go in Propstreet, and the other way round."""
+    for to_left, to_right in ((OnDelete.ARCHIVE, OnDelete.IGNORE), (OnDelete.IGNORE, OnDelete.ARCHIVE)):
+        rules = KindRules(deletes_to_left=to_left, deletes_to_right=to_right)
+        for ends, side, rule in (((ALIVE, GONE), Side.LEFT, to_left), ((GONE, ALIVE), Side.RIGHT, to_right)):
+            found = decide("deal", *ends, OPEN, rules)
+            wanted = [("delete", side)] if rule is OnDelete.ARCHIVE else []
+            assert [(op.verb, op.side) for op in found.operations] == wanted
+            assert found.is_over is (rule is OnDelete.IGNORE)
+
+
+def test_an_edited_record_is_not_made_again_beside_references_that_cannot_be_told() -> None:
+    """It waits, and says for which; nobody's word to keep it helps before they are linked."""
+    edited = replace(ALIVE, base={"name": "was", "tags": None})
+    waits = Decision(state=LinkState.EXCLUDED, reason="its company and contact is not linked")
+    missing = frozenset({"contact", "company"})
+    assert decide("deal", GONE, edited, OPEN, KindRules(), unlinked_refs=missing) == waits
+    assert decide("deal", GONE, ALIVE, OPEN, KindRules(), unlinked_refs=missing, settled={"": Side.RIGHT}) == waits
+
+
 @pytest.mark.parametrize("rule", OnDelete)
 def test_an_edit_wins_over_a_deletion_and_the_record_is_made_again(rule: OnDelete) -> None:
     """Made of all that the other side can be given, empty fields left out, beside the same references."""
@@ -468,6 +488,7 @@ def test_a_new_record_is_given_bare_amounts_only_in_its_currency() -> None:
         (-59, -600, 60, True),
         (-60, 0, 60, True),
         (60, -59, 60, False),
+        (60, -60, 60, False),
         (61, -59, 60, False),
         (61, -60, 60, True),
         (None, -60, 60, True),

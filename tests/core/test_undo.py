@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd.core.merge import Flow, OnConflict, Policy, Step, merge
-from syncd.core.model import Address, FieldType, Record, Side, Value, Values, Verb
+from syncd.core.model import Address, FieldType, Hashed, Record, Side, Value, Values, Verb
 from syncd.core.plan import Fields, Operation, Sighted
 from syncd.core.undo import REFS, RULE, Deed, Leftover, Standing, Written, folded, held_because, packed, undo
 from tests.core.cases import cases
@@ -175,6 +175,16 @@ def test_what_the_system_stored_is_ours_as_well_as_what_was_sent() -> None:
     assert operation is not None
     operation, _ = undo(made(), at, FIELDS, "r1")
     assert operation is None
+
+
+@pytest.mark.parametrize(("sent", "stored"), [("a b", "kept"), ("sent", "a b")])
+def test_what_was_sent_or_stored_is_ours_however_it_is_spelled_by_now(sent: str, stored: str) -> None:
+    """A text that its system spaces otherwise is still the one that the run left there."""
+    wrote = folded([line("text", "was", sent, stored=stored)])
+    assert wrote is not None
+    for now, reasons in (("a  b", []), ("a c", ["edited since"])):
+        at = standing(Side.RIGHT, {"text": now}, {"text": now}, {"text": "s"}, {"text": "s"})
+        assert [each.reason for each in undo(wrote, at, FIELDS, "r1")[1]] == reasons
 
 
 def test_a_removed_record_comes_back_from_its_living_counterpart_or_as_a_relation() -> None:
@@ -365,3 +375,38 @@ def test_references_whose_ids_hold_an_equals_sign_are_kept_whole() -> None:
     found = folded([line("", None, None, "delete"), line(REFS, packed(refs), None, "delete")])
     assert found is not None
     assert (found.refs, found.fields) == (refs, {})
+
+
+def test_in_propstreet_goes_back_what_can_be_written_there() -> None:
+    """What the CRM could take does not count; neither for a field nor for a relation that is made again."""
+    at = standing(Side.LEFT, {"text": "b"}, {"text": "b"}, {"text": "b"}, {"text": "b"})
+    wrote = folded([line("text", "a", "b", side=Side.LEFT)])
+    assert wrote is not None
+    here, there = replace(FIELDS, left_writable=frozenset()), replace(FIELDS, right_writable=frozenset())
+    assert [each.reason for each in undo(wrote, at, here, "r1")[1]] == ["not writable"]
+    assert undo(wrote, at, there, "r1")[1] == ()
+    relation = replace(wrote, kind="deal_contact", verb="delete", refs={"deal": "d1", "contact": "k1"})
+    for fields, steps in (
+        (replace(FIELDS, left_creatable=frozenset()), {}),
+        (replace(FIELDS, right_creatable=frozenset()), {"text": Step("a", RULE)}),
+    ):
+        operation, _ = undo(relation, Standing(), fields, "r1")
+        assert operation is not None
+        assert operation.steps == steps
+
+
+def test_a_removed_record_is_made_again_if_what_it_is_made_of_can_be_read() -> None:
+    """That is a free counterpart, and else the log; whether the other one was erased does not matter."""
+    gone, erased = Hashed("", ()), {"text": Hashed("", ())}
+    refs = {"deal": "d1", "contact": "k1"}
+    free, taken = Standing(source=sighted("p1", {"text": "b"}, {})), Standing(is_source_taken=True)
+
+    def made_of(old: Value, at: Standing) -> Value:
+        lost = {"text": line("text", old, None, "delete")}
+        operation, left = undo(Deed("deal_contact", Side.RIGHT, "delete", "p1", "c1", lost, refs), at, FIELDS, "r1")
+        return operation.steps["text"].value if operation is not None else left[0].reason
+
+    assert made_of(gone, free) == "b"
+    assert made_of("a", replace(taken, source=sighted("p1", erased, {}))) == "a"
+    assert made_of("a", replace(free, source=sighted("p1", erased, {}))) == "what stood there was erased"
+    assert made_of(gone, replace(taken, source=free.source)) == "what stood there was erased"

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from syncd.core import mapping
-from syncd.core.mapping import UnfitValueError, freeze, same, show, thaw
-from syncd.core.model import MAX_TEXT, ExternalRef, FieldType, Json, Money, Value, elements, is_safe_id
+from syncd.core.mapping import UnfitValueError, digest, freeze, hashed, same, show, thaw
+from syncd.core.model import MAX_TEXT, ExternalRef, FieldType, Hashed, Json, Money, Value, elements, is_safe_id
 from tests.core.cases import EARLY, cases, types, value_of
 
 numbers = st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**20), max_value=10**20)
@@ -102,6 +102,7 @@ def test_being_the_same_has_no_order(data: st.DataObject, type_: FieldType) -> N
         (FieldType.SET, frozenset("ab"), frozenset("ba"), True),
         (FieldType.SET, frozenset("ab"), frozenset("a"), False),
         (FieldType.MONEY, Money(Decimal(1), ""), Money(Decimal(1), "SEK"), False),
+        (FieldType.TEXT, None, "None", False),
     ],
 )  # fmt: skip
 def test_each_type_is_lenient_only_where_systems_rewrite(
@@ -342,3 +343,32 @@ def test_where_the_machine_stands_changes_no_instant(raw: object) -> None:
 def test_numbers_that_are_nothing_print_alike() -> None:
     """Zero has no sign and no digits."""
     assert {str(mapping.number(raw, "x")) for raw in ("0", "-0", "0.00", "-0e5", 0, -0.0)} == {"0"}
+
+
+@pytest.mark.usefixtures("far_away")
+@pytest.mark.parametrize(
+    ("type_", "value", "forms"),
+    [
+        (FieldType.TEXT, " Anna\tBerg ", ["Anna Berg"]),
+        (FieldType.ENUMERATION, "a  b", ["a  b"]),
+        (FieldType.PHONE, "0046 70-12", ["0046 70-12"]),
+        (FieldType.PHONE, "046-701 23 45", ["467012345", "67012345", "7012345"]),
+        (FieldType.PHONE, "+46 70 123 45 67", ["46701234567", "6701234567", "701234567", "01234567"]),
+        (FieldType.NUMBER, Decimal("1E+2"), ["100"]),
+        (FieldType.NUMBER, Decimal("1E-7"), ["0.0000001"]),
+        (FieldType.MONEY, Money(Decimal("1E-7"), "SEK"), ["0.0000001 SEK"]),
+        (FieldType.MONEY, Money(Decimal("1.50"), ""), ["1.5 "]),
+        (FieldType.INSTANT, EARLY.replace(microsecond=7), ["2026-01-01T00:00:00+00:00"]),
+        (FieldType.INSTANT, EARLY.astimezone(timezone(timedelta(hours=2))), ["2026-01-01T00:00:00+00:00"]),
+        (FieldType.DATE, date(2026, 1, 2), ["2026-01-02"]),
+        (FieldType.SET, frozenset({"b", "a"}), ["a", "b"]),
+    ],
+)
+def test_the_form_in_which_values_are_erased_stays(type_: FieldType, value: Value, forms: list[str]) -> None:
+    """What an earlier release erased, on a machine in any zone, must be recognized by this one."""
+    assert hashed(type_, value, "s") == Hashed("s", tuple(digest("s", form) for form in forms))
+
+
+def test_the_digest_of_a_text_stays() -> None:
+    """Half of a SHA-256 over the salt, a line's end and the text."""
+    assert digest("s", "Anna") == "00071f337400e5c70771f5dd7fba8233"

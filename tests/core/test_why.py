@@ -58,13 +58,14 @@ answers = st.fixed_dictionaries(
 def test_every_step_is_decided_again_from_what_is_kept_of_it(
     left: Half, right: Half, table: dict[str, Policy], settled: dict[str, Side | Chosen]
 ) -> None:
-    """Through JSON and back, the same function gives the same value by the same rule, and nothing else is needed."""
+    """Through JSON and back it is all that was decided on, and the same function makes the same step of it."""
     merged = merge(TYPES, left, right, table, settled)
     for side in Side:
         steps = merged.to(side)
         kept_all = grounds(Operation("contact", "update", side, "1", None, steps, why="merge")) if steps else {}
         assert kept_all.keys() == steps.keys()
         for name, kept in json.loads(json.dumps(kept_all)).items():
+            assert recall(name, kept) == steps[name].because
             assert again(recall(name, kept), side) == steps[name]
             assert keep(recall(name, kept)) == kept
 
@@ -79,6 +80,49 @@ def test_a_new_record_has_its_source_and_a_deletion_its_reason_for_a_ground() ->
     delete = Operation("deal", "delete", Side.RIGHT, "1", None, why="deleted on the other side")
     gone = recall("", grounds(delete)[""])
     assert (gone, again(gone, Side.RIGHT)) == (Said("deleted on the other side"), None)
+
+
+def test_a_value_that_an_undo_put_back_has_its_run_for_a_ground() -> None:
+    """No merge decided it, and nobody's new record did."""
+    back = Operation("deal", "update", Side.RIGHT, "1", None, {"name": Step("was", "undo")}, why="undo of run r1")
+    ground = recall("name", grounds(back)["name"])
+    assert (ground, again(ground, Side.RIGHT)) == (Said("undo of run r1"), None)
+
+
+def test_a_conflict_is_settled_again_by_the_same_clock_and_the_same_person() -> None:
+    """What its record or its person said is kept with it: the policy alone would have settled it otherwise."""
+    left = Half({"name": "l"}, {"name": "was"}, SEEN_AT, writable=frozenset({"name"}))
+    right = Half({"name": "r"}, {"name": "was"}, LATER, writable=frozenset({"name"}))
+    for rule, settled, side_, step in (
+        (OnConflict.NEWEST, {}, Side.LEFT, Step("r", "newest")),
+        (OnConflict.NEWEST, {"name": Side.LEFT}, Side.RIGHT, Step("l", BY_PERSON)),
+        (OnConflict.HOLD, {"name": Side.RIGHT}, Side.LEFT, Step("r", BY_PERSON)),
+        (OnConflict.HOLD, {"name": Chosen("third")}, Side.LEFT, Step("third", BY_PERSON)),
+    ):
+        table = {"name": Policy(conflict=rule)}
+        steps = merge({"name": FieldType.TEXT}, left, right, table, settled).to(side_)
+        kept = grounds(Operation("contact", "update", side_, "1", None, steps))
+        assert steps["name"] == step
+        assert again(recall("name", kept["name"]), side_) == step
+
+
+def test_a_field_is_merged_again_as_what_it_is() -> None:
+    """A set member by member: its type is kept as well."""
+    own, base = frozenset({"f"}), {"f": frozenset("x")}
+    left, right = Half({"f": frozenset("xy")}, base, writable=own), Half({"f": frozenset("xz")}, base, writable=own)
+    steps = merge({"f": FieldType.SET}, left, right, {}).to_right
+    kept = grounds(Operation("contact", "update", Side.RIGHT, "1", None, steps))
+    assert again(recall("f", kept["f"]), Side.RIGHT) == steps["f"] == Step(frozenset("xyz"), "set merged")
+
+
+def test_what_is_given_to_a_side_that_never_shows_it_is_given_again() -> None:
+    """It was no stranger to the field, though it told nothing of it; that is kept with the decision."""
+    own = frozenset({"name"})
+    left = Half({"name": "l"}, {"name": "was"}, writable=own)
+    blind = Half({}, {}, writable=own, unreadable=own)
+    steps = merge({"name": FieldType.TEXT}, left, blind, {}).to_right
+    kept = grounds(Operation("contact", "update", Side.RIGHT, "1", None, steps))
+    assert again(recall("name", kept["name"]), Side.RIGHT) == steps["name"] == Step("l", "moved in propstreet")
 
 
 def test_what_is_no_ground_is_refused() -> None:
@@ -113,6 +157,15 @@ def test_a_third_value_that_reached_one_side_goes_on_to_the_other() -> None:
         open_ = side(there, base=there if to is Side.LEFT else "base")
         decision = decide("deal", done, open_, FIELDS, HOLD, settled={"name": Chosen("third")})
         assert [(op.side, op.steps["name"].value) for op in decision.operations] == [(to, "third")]
+
+
+def test_a_third_value_goes_only_to_a_side_that_moved_and_does_not_hold_it() -> None:
+    """By the field's notion of equal: what a system spells anew is neither an edit nor another value."""
+    words: dict[str, Side | Chosen] = {"name": Chosen("the third")}
+    for done in (side("the third"), side("the  third"), side("an  old one", base="an old one")):
+        for ends, to in (((done, side("other")), Side.RIGHT), ((side("other"), done), Side.LEFT)):
+            found = decide("deal", *ends, FIELDS, HOLD, settled=words).operations
+            assert [(op.side, op.steps["name"].value) for op in found] == [(to, "the third")]
 
 
 def test_a_third_value_that_both_hold_is_done() -> None:
