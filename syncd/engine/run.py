@@ -54,8 +54,7 @@ def execute(ctx: Context, order: Order) -> str | None:
     With the reason ``plan`` only reading calls are made. Raises HaltedError with the plan's id
     when a brake holds it, and whatever stops the run.
     """
-    if order.reason != "plan":
-        recover(ctx)
+    recover(ctx)
     draft = Draft(ctx)
     try:
         _pull_and_draft(ctx, draft, order)
