@@ -131,7 +131,9 @@ class Vendor:
     wrongs: list[str] = field(default_factory=list)
     """What no correct client would ever have sent."""
     taken_off: set[str] = field(default_factory=set)
-    """Elements of sets that a person took off."""
+    """Elements of sets that a person took off, or a call that was on its way when its sender lost the lease."""
+    is_late: bool = False
+    """Whether what arrives now was on its way when its sender lost the lease: no vendor can tell."""
     keys: dict[str, tuple[str, str]] = field(default_factory=dict)
     hidden: str | None = None
     """A kind of which nothing is shown to syncd now."""
@@ -381,6 +383,8 @@ class Vendor:
             if (record.kind, name) in self.not_stored:
                 continue
             changed[name] = (before, value)
+            if self.is_late and isinstance(before, frozenset):
+                self.taken_off |= before - (value if isinstance(value, frozenset) else frozenset())
             is_persons = row.by.get(name) == PERSON and before is not None
             if is_persons and not same(FIELDS[record.kind][name], before, value) and not isinstance(before, frozenset):
                 self.overwritten.append((record.kind, record.id, name, before))

@@ -586,13 +586,17 @@ class Simulation:
         """Whatever may happen at one moment of one call."""
         self.at += timedelta(microseconds=self.random.choice([0, 0, 700, 3_000]))
         self.note(vendor.prefix, moment, method, kind, count)
+        if moment == "before":
+            vendor.is_late = False
         if self._is_calm:
             return
         is_write = method in ("create", "update", "delete", "mark")
         if is_write and moment == "before":
             self._see_fence()
         self._tick_chaos(is_racing=vendor is self.crm and is_write and moment == "before")
-        is_race = vendor is self.crm and ((is_write and moment != "after") or (method == "read" and moment == "after"))
+        is_race = vendor is self.crm and (
+            (is_write and moment != "after") or (method in ("read", "find") and moment == "after")
+        )
         if not is_race and moment != "amid" and self.random.random() < 0.04:
             self._somebody()
         if self._rate and self.random.random() < self._rate:
@@ -637,6 +641,7 @@ class Simulation:
         self._running, self._rate = paused, rate
         for vendor in self.vendors.values():
             vendor.forget()  # what the sleeper read is news of yesterday
+            vendor.is_late = True
 
     # --- the daemon -------------------------------------------------------------------
 
