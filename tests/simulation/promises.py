@@ -147,7 +147,7 @@ def _agreement(book: _Book, link: Link) -> Iterator[str]:
     if link["state"] == "pending":
         yield f"convergence: {where} is pending for ever"
     if link["state"] == "dead":
-        if not _may_be_dead(book, left, right):
+        if not (_may_be_dead(book, left, right) or _is_taken(book, link)):
             yield f"convergence: {where} is a dead letter: {link['reason']}"
         return
     if link["state"] == "excluded" and link["reason"] in (
@@ -178,6 +178,17 @@ def _below_lock(book: _Book, row: Row) -> bool:
 
 def _may_be_dead(book: _Book, left: Row, right: Row) -> bool:
     return bool(left.record.locked) or _below_lock(book, left)
+
+
+def _is_taken(book: _Book, link: Link) -> bool:
+    """Whether what stands in the way of a new counterpart is linked to another, as the dead letter says."""
+    return any(
+        f"the other system's {holder[f'{side}_id']} is it already, but linked to {holder[f'{side.other}_id']}"
+        == link["reason"]
+        for side in Side
+        for holder in book.links
+        if holder["kind"] == link["kind"]
+    )
 
 
 def _excluded(book: _Book, link: Link, left: Row, right: Row) -> Iterator[str]:
@@ -260,7 +271,8 @@ def _alone(book: _Book, side: Side, kind: str, id_: str) -> Iterator[str]:
         rules = book.settings.kinds[kind]
         if state == "retired" and rules.deletes_to(side).value != "archive":
             return
-        yield f"convergence: {where} is {state} for ever ({reason})"
+        if "from which it is kept apart" not in reason:
+            yield f"convergence: {where} is {state} for ever ({reason})"
     if state == "waiting":
         refs = book.row(side, kind, id_).record.refs  # type: ignore[union-attr]  # it lives
         if all((end, ref) in book.by_side[side] for end, ref in refs.items()):
