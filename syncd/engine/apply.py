@@ -147,7 +147,9 @@ class _Batch:
         for entry in list(self.entries):
             if entry.precondition is None or entry.operation.target is None:
                 continue
-            if entry.precondition != proof(self.ctx, self.targets[entry.operation.target.id]):
+            target = self.targets[entry.operation.target.id]
+            # What was erased here since can be told by a system only, which is asked before it is written.
+            if entry.precondition != proof(self.ctx, target) and not is_erased(target.values):
                 self.ctx.report.stale += 1
                 self._drop(entry, MOVED)
 
