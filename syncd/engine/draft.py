@@ -318,12 +318,11 @@ def _plan_links(draft: Draft, kind: str) -> None:
 def _plan_rows(draft: Draft, kind: str, rows: list[LinkRow]) -> None:
     ctx = draft.ctx
     can_mark = ctx.systems[Side.RIGHT].kind(kind).can_mark
-    rows = _under_locked_deals(ctx, kind, rows)
     right_refs = _right_refs(ctx, kind, rows)
     unlinked = _unlinked_survivors(draft, kind, rows)
     with ctx.store.transaction():
-        for row in rows:
-            _plan_link(draft, row, right_refs.get(row.id), unlinked.get(row.id, frozenset()), can_mark=can_mark)
+        for row, under in zip(rows, _under_locked_deals(ctx, kind, rows), strict=True):
+            _plan_link(draft, row, under, right_refs.get(row.id), unlinked.get(row.id, frozenset()), can_mark=can_mark)
 
 
 def _is_held(ctx: Context, row: LinkRow) -> bool:
@@ -353,7 +352,7 @@ def _ripe(ctx: Context, kind: str, rows: list[LinkRow]) -> list[LinkRow]:
 
 
 def _under_locked_deals(ctx: Context, kind: str, rows: list[LinkRow]) -> list[LinkRow]:
-    """What stands below a deal that must not be written must not be written either."""
+    """What stands below a deal that must not be written must not be written either. That is said of it, not by it."""
     if kind != "deal_contact":
         return rows
     locks = {side: _deal_locks(ctx, side, [row.side(side).record for row in rows]) for side in Side}
@@ -403,10 +402,18 @@ def _unlinked_survivors(draft: Draft, kind: str, rows: Sequence[LinkRow]) -> dic
 
 
 def _plan_link(
-    draft: Draft, row: LinkRow, right_refs: Mapping[str, str] | None, unlinked_refs: frozenset[str], *, can_mark: bool
+    draft: Draft,
+    row: LinkRow,
+    under: LinkRow,
+    right_refs: Mapping[str, str] | None,
+    unlinked_refs: frozenset[str],
+    *,
+    can_mark: bool,
 ) -> None:
+    """Decide on one link as it stands ``under`` its deals, and write down what follows."""
     ctx, kind = draft.ctx, row.kind
-    left, right, fields = _in_crm_words(row.left, ctx.vocabulary(kind)), _in_its_currency(ctx, row), ctx.fields(kind)
+    fields = ctx.fields(kind)
+    left, right = _in_crm_words(under.left, ctx.vocabulary(kind)), _in_its_currency(ctx, under)
     answers = standing(row.settled, left, right, fields)
     decision = decide(
         kind, left, right, fields, ctx.rules.kinds[kind],
