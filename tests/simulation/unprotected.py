@@ -170,7 +170,7 @@ def _no_fence() -> AbstractContextManager[object]:
 EIGHT: Final = (
     Unprotected(
         "no overlap", "A feed is read from its watermark on, not from some time before it.",
-        "convergence", _no_overlap, 5,
+        "convergence", _no_overlap, 6,
     ),
     Unprotected(
         "watermark first", "A feed advances before what its pages showed is written down.",
@@ -182,7 +182,7 @@ EIGHT: Final = (
     ),
     Unprotected(
         "no journal", "That an operation may have been sent is not written down before it is sent.",
-        "no loss", _no_journal, 1,
+        "no loss", _no_journal, 16,
     ),
     Unprotected(
         "no second look", "A system without conditional writes is written without reading it again.",
