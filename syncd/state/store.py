@@ -239,16 +239,17 @@ class Store:
                     touched.append(record.id)
             self.rows.save_sightings(upserts)
             self.rows.drop_sightings(side, kind, drops)
-            self._revive([links[row["id"]] for row in upserts if row["id"] in links])
+            moved = [links[row["id"]] for row in upserts if row["id"] in links]
+            self._revive((link["id"], link["state"]) for link in moved)
             self.rows.update_links(refreshed)
             if kind not in RELATIONS:
                 # What was refused for the sake of one of these may be taken now.
                 self._wake_links(side, kind, [*_unlocked(side, upserts, links, seen), *touched], at)
         return len(upserts) + len(drops) + len(refreshed)
 
-    def _revive(self, links: Iterable[Row]) -> None:
-        """A dead letter whose record moved is worth another try."""
-        dead = [row["id"] for row in links if row["state"] == LinkState.DEAD]
+    def _revive(self, links: Iterable[tuple[int, str]]) -> None:
+        """Of links, by id and state, the dead letters are worth another try."""
+        dead = [id_ for id_, state in links if state == LinkState.DEAD]
         self.rows.update_links([{"id": id_, "state": LinkState.PENDING, "reason": ""} for id_ in dead])
 
     def refuse(self, side: Side, kind: str, id_: str, reason: str, at: datetime) -> None:
@@ -544,8 +545,7 @@ class Store:
             aside = [link for link in links if link.state in (LinkState.EXCLUDED, LinkState.DEAD)]
             for link in aside:
                 self._sight_both(link, at)
-            dead = [link.id for link in aside if link.state is LinkState.DEAD]
-            self.rows.update_links([{"id": id_, "state": LinkState.PENDING, "reason": ""} for id_ in dead])
+            self._revive((link.id, link.state) for link in aside)
 
     # --- links ------------------------------------------------------------------------
 
