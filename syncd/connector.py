@@ -36,6 +36,10 @@ class Quota:
     seconds: float
 
 
+Repeat = Literal["always", "unsent", "never"]
+"""When a request that failed in passing may be sent again: see ``Wire.call``."""
+
+
 class Wire(Protocol):
     """The one way out: paces, retries, counts. Supplied by the engine."""
 
@@ -45,7 +49,7 @@ class Wire(Protocol):
         *,
         effect: Literal["read", "write"],
         bucket: str = "default",
-        is_repeatable: bool = True,
+        repeat: Repeat = "always",
     ) -> T:
         """Perform one HTTP exchange, waiting before it and repeating it as the policy says.
 
@@ -56,13 +60,15 @@ class Wire(Protocol):
                 ``MissingError``, ``StaleVersionError`` and ``ContractError`` as they say.
             effect: ``write`` if the request can change anything at the vendor.
             bucket: the quota it counts against.
-            is_repeatable: whether sending it twice does no harm, even if somebody edited what it
-                wrote before the second time. If not, a ``TransientError`` with ``is_sent``
-                becomes ``UnknownOutcomeError`` instead of a repeat.
+            repeat: ``always`` if sending it twice does no harm, even if somebody edited what it
+                wrote before the second time. Otherwise a ``TransientError`` with ``is_sent``
+                becomes ``UnknownOutcomeError``, and a refusal before any effect is waited for:
+                ``unsent`` then sends again; ``never``, for what no condition guards, raises
+                ``DelayedError``, since what the write is about may have moved meanwhile.
 
         Raises:
-            UnknownOutcomeError, TransientError (patience is used up), and all else that
-            ``exchange`` raised.
+            UnknownOutcomeError, DelayedError, TransientError (patience is used up), and all else
+            that ``exchange`` raised.
         """
         ...
 
@@ -318,6 +324,8 @@ class Verdict(StrEnum):
     """The answer was lost or did not name this record: find out before doing anything else."""
     RETRY = "retry"
     """Refused for a passing reason (a locked row); nothing was written."""
+    DELAYED = "delayed"
+    """``DelayedError`` instead of an answer; nothing was written, and it may be sent after another look."""
 
 
 @dataclass(frozen=True, slots=True)

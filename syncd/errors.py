@@ -51,6 +51,10 @@ class UnknownOutcomeError(SyncdError):
     """A write was sent and its answer was lost: look it up, never send it again blindly."""
 
 
+class DelayedError(SyncdError):
+    """A write was refused before any effect, and that was waited for: look again, then send."""
+
+
 class StaleVersionError(SyncdError):
     """The record moved since it was read: read it again and merge again."""
 

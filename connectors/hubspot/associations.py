@@ -36,7 +36,7 @@ from syncd.connector import Outcome, Page, Verdict, Write
 from syncd.core import mapping
 from syncd.core.mapping import Refusal, UnfitValueError
 from syncd.core.model import MAX_TEXT, Address, Json, Record, Value
-from syncd.errors import AuthError, ContractError, MissingError, TransientError, UnknownOutcomeError
+from syncd.errors import AuthError, ContractError, DelayedError, MissingError, TransientError, UnknownOutcomeError
 
 ASSOCIATION_WRITE: Final = 2000
 _PARENTS_PER_PAGE: Final = 100
@@ -552,6 +552,8 @@ class Relations:
                 reason = exc.reason if isinstance(exc, RefusedError) else "OBJECT_NOT_FOUND"
                 is_gone = isinstance(exc, MissingError) and some[0].jobs[0].write.verb != "create"
                 _fail(some, Verdict.MISSING if is_gone else Verdict.REJECTED, reason)
+            except DelayedError:
+                _fail(some, Verdict.UNKNOWN if self._has_written else Verdict.DELAYED, "refused for a while")
             except (TransientError, UnknownOutcomeError, ContractError, AuthError) as exc:
                 if not self._has_written:
                     raise

@@ -31,7 +31,7 @@ from urllib3.exceptions import (
 )
 from urllib3.util.retry import Retry
 
-from syncd.connector import ConnectionSettings, Wire
+from syncd.connector import ConnectionSettings, Repeat, Wire
 from syncd.core.mapping import UnfitValueError, identifier
 from syncd.errors import (
     AuthError,
@@ -72,14 +72,14 @@ class Endpoint:
     good: frozenset[int] = frozenset({200})
     effect: Literal["read", "write"] = "read"
     bucket: str = "default"
-    is_repeatable: bool = True
+    repeat: Repeat = "always"
 
 
 _MIXED: Final = frozenset({200, 201, 207})
 _GONE: Final = frozenset({200, 204})
 
 #: A repeated write to an object does no harm of its own (section 4.5: there is no plain create among them), but no
-#: condition guards it: sent again after its answer was lost, it would undo what somebody edited meanwhile.
+#: condition guards it: sent again, it would undo what somebody edited meanwhile.
 CALLS: Final[Mapping[str, Endpoint]] = {
     "account": Endpoint("GET", "/account-info/v3/details"),
     "token": Endpoint("POST", "/oauth/v1/token"),
@@ -87,16 +87,16 @@ CALLS: Final[Mapping[str, Endpoint]] = {
     "get": Endpoint("GET", "/crm/v3/objects/{type}/{id}"),
     "search": Endpoint("POST", "/crm/v3/objects/{type}/search", bucket="search"),
     "read": Endpoint("POST", "/crm/v3/objects/{type}/batch/read", frozenset({200, 207})),
-    "update": Endpoint("POST", "/crm/v3/objects/{type}/batch/update", _MIXED, "write", is_repeatable=False),
-    "upsert": Endpoint("POST", "/crm/v3/objects/{type}/batch/upsert", _MIXED, "write", is_repeatable=False),
-    "archive": Endpoint("POST", "/crm/v3/objects/{type}/batch/archive", _GONE, "write", is_repeatable=False),
+    "update": Endpoint("POST", "/crm/v3/objects/{type}/batch/update", _MIXED, "write", repeat="never"),
+    "upsert": Endpoint("POST", "/crm/v3/objects/{type}/batch/upsert", _MIXED, "write", repeat="never"),
+    "archive": Endpoint("POST", "/crm/v3/objects/{type}/batch/archive", _GONE, "write", repeat="never"),
     "pipelines": Endpoint("GET", "/crm/v3/pipelines/deals"),
     "properties": Endpoint("GET", "/crm/v3/properties/{type}"),
     "new property": Endpoint("POST", "/crm/v3/properties/{type}", frozenset({200, 201}), "write"),
     "new group": Endpoint("POST", "/crm/v3/properties/{type}/groups", frozenset({200, 201}), "write"),
     "labels": Endpoint("GET", "/crm/v4/associations/{one}/{other}/labels", bucket="associations"),
     "new label": Endpoint(
-        "POST", "/crm/v4/associations/{one}/{other}/labels", frozenset({200, 201}), "write", "associations", False
+        "POST", "/crm/v4/associations/{one}/{other}/labels", frozenset({200, 201}), "write", "associations", "unsent"
     ),
     "associated": Endpoint(
         "POST", "/crm/v4/associations/{one}/{other}/batch/read", frozenset({200, 207}), bucket="associations"
@@ -450,9 +450,7 @@ class Client:
         return self._call(endpoint, exchange)
 
     def _call(self, endpoint: Endpoint, exchange: Callable[[], Answer]) -> Answer:
-        return self._wire.call(
-            exchange, effect=endpoint.effect, bucket=endpoint.bucket, is_repeatable=endpoint.is_repeatable
-        )
+        return self._wire.call(exchange, effect=endpoint.effect, bucket=endpoint.bucket, repeat=endpoint.repeat)
 
     def _exchange(
         self,

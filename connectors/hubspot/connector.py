@@ -52,7 +52,7 @@ from syncd.connector import (
 from syncd.core import mapping
 from syncd.core.mapping import Refusal, UnfitValueError
 from syncd.core.model import FIELDS, RELATIONS, Address, FieldType, Record, Verb
-from syncd.errors import ContractError, MissingError, RejectedError, TransientError
+from syncd.errors import ContractError, DelayedError, MissingError, RejectedError, TransientError
 
 #: Search lags by seconds to minutes, and rows have been seen an hour out of order (6.2).
 OVERLAP_SECONDS: Final = 300
@@ -426,6 +426,8 @@ class HubSpotConnector:
         ids = [{"id": each.address.id} for each in writes if each.address is not None]
         try:
             self._client.ask("archive", type=TYPES[kind], body={"inputs": ids})
+        except DelayedError:
+            return _delayed(writes)
         except (RefusedError, MissingError) as exc:
             return [self._alone(kind, writes, exc)]
         return [Outcome(each.key, Verdict.DONE) for each in writes]
@@ -451,6 +453,8 @@ class HubSpotConnector:
                 answer = self._client.ask(
                     "upsert" if verb == "create" else "update", type=TYPES[kind], body={"inputs": inputs}
                 )
+            except DelayedError:
+                return _delayed(writes)
             except (RefusedError, MissingError) as exc:
                 return [self._alone(kind, writes, exc)]
             rows = _by_key(kind, writes, rows_of(answer.body))
@@ -732,6 +736,10 @@ def _tells_all(write: Write, record: Record, sheet: Sheet) -> bool:
     return record.modified_at is not None and all(
         name in record.values for name in written if name in can and can[name].is_writable
     )
+
+
+def _delayed(writes: Sequence[Write]) -> list[Outcome]:
+    return [Outcome(each.key, Verdict.DELAYED) for each in writes]
 
 
 def _about(write: Write, errors: Sequence[Row]) -> list[Row]:

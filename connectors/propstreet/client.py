@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from syncd.connector import Secret, Wire
+from syncd.connector import Repeat, Secret, Wire
 from syncd.core.model import Json
 from syncd.errors import (
     AuthError,
@@ -155,7 +155,7 @@ class Client:
         *,
         etag: str | None = None,
         key: str | None = None,
-        is_repeatable: bool = True,
+        repeat: Repeat = "always",
     ) -> Row | None:
         """One write; its answer, None if it came without one.
 
@@ -167,7 +167,7 @@ class Client:
             headers["If-Match"] = etag
         if key is not None:
             headers["Idempotency-Key"] = key
-        return self._call(method, path, body=body, headers=headers, is_repeatable=is_repeatable)
+        return self._call(method, path, body=body, headers=headers, repeat=repeat)
 
     # --- one exchange -----------------------------------------------------------------
 
@@ -179,7 +179,7 @@ class Client:
         params: Sequence[tuple[str, str]] = (),
         body: Mapping[str, Json] | None = None,
         headers: Mapping[str, str] | None = None,
-        is_repeatable: bool = True,
+        repeat: Repeat = "always",
     ) -> Row | None:
         """A request with a good token: after a 401 once more with a fresh one, which did no harm before."""
         for is_fresh in (False, True):
@@ -188,7 +188,7 @@ class Client:
                 return self._wire.call(
                     lambda token=token: self._exchange(method, path, token, params, body, headers or {}),  # type: ignore[misc]  # mypy cannot infer a lambda with a default
                     effect="read" if method == "GET" else "write",
-                    is_repeatable=is_repeatable,
+                    repeat=repeat,
                 )
             except _ExpiredTokenError as exc:
                 self._token = None

@@ -24,7 +24,7 @@ from typing import Final
 from connectors.propstreet import fields
 from connectors.propstreet.client import Client, ForbiddenError, Method, RaceError, RefusedError, Row, segment
 from connectors.propstreet.fields import PATHS, Setup
-from syncd.connector import Outcome, Verdict, Write
+from syncd.connector import Outcome, Repeat, Verdict, Write
 from syncd.core.mapping import UnfitValueError, email, identifier, iso_z, number
 from syncd.core.model import Address, Json, Record, is_safe_id
 from syncd.errors import (
@@ -189,7 +189,7 @@ class Writer:
     def _create(self, write: Write) -> Outcome:
         body = fields.created(self.setup, write.kind, write.values, write.refs, write.counterpart)
         try:
-            row = self._send("POST", PATHS[write.kind], body, key=write.key, is_repeatable=False)
+            row = self._send("POST", PATHS[write.kind], body, key=write.key, repeat="unsent")
         except RefusedError as exc:
             if exc.status != 409:
                 raise
@@ -251,7 +251,7 @@ class Writer:
         if found is None:
             return Outcome(write.key, Verdict.REJECTED, reason="409: exists already, but cannot be found")
         # Whether a deleted record still holds its external refs is not documented (contract, 16).
-        return self._made(write, self._send("POST", PATHS[write.kind], rest, key=f"{write.key}-b", is_repeatable=False))
+        return self._made(write, self._send("POST", PATHS[write.kind], rest, key=f"{write.key}-b", repeat="unsent"))
 
     def _external(self, write: Write) -> str:
         path = f"/external/{segment(self.setup.namespace)}/{segment(write.counterpart or '')}"
@@ -319,7 +319,7 @@ class Writer:
         try:
             items: list[Json] = [fields.created(self.setup, w.kind, {}, w.refs, w.counterpart) for w in writes]
             path = f"/projects/{segment(project)}/prospects:batch"
-            answer = self.client.send("POST", path, {"items": items}, is_repeatable=False)
+            answer = self.client.send("POST", path, {"items": items}, repeat="unsent")
         except UnknownOutcomeError:
             return [Outcome(write.key, Verdict.UNKNOWN, reason="the batch's answer was lost") for write in writes]
         except (RejectedError, ForbiddenError, StaleVersionError, UnfitValueError) as exc:
@@ -379,7 +379,7 @@ class Writer:
         path = f"/projects/{segment(_project(write))}/prospects"
         key = write.key if has_ref else f"{write.key}-b"
         try:
-            row = self.client.send("POST", path, body, key=key, is_repeatable=False)
+            row = self.client.send("POST", path, body, key=key, repeat="unsent")
         except RefusedError as exc:
             if exc.status != 409 or self._is_closed(_project(write)):
                 raise
@@ -525,9 +525,7 @@ class Writer:
         path = self._path(write)
         row: Row | None = None
         if write.kind == "deal_contact" and write.opaque.get("is_company_only") and "contact" in write.refs:
-            self.client.send(
-                "POST", f"{path}/contact-person", {"contactId": write.refs["contact"]}, is_repeatable=False
-            )
+            self.client.send("POST", f"{path}/contact-person", {"contactId": write.refs["contact"]}, repeat="unsent")
             row = self.client.get(path)
             version = self._version(row)
         body = fields.changed(write.kind, write.values, write.opaque)
@@ -557,26 +555,26 @@ class Writer:
         *,
         etag: str | None = None,
         key: str | None = None,
-        is_repeatable: bool = True,
+        repeat: Repeat = "always",
     ) -> Row | None:
         """Send a body; ``exclusivity`` under the name that this tenant's version knows (14.10).
 
         An unknown field is refused with 400 or silently ignored; only then is ``mandate`` tried.
         """
         if "exclusivity" not in body:
-            return self.client.send(method, path, body, etag=etag, key=key, is_repeatable=is_repeatable)
+            return self.client.send(method, path, body, etag=etag, key=key, repeat=repeat)
         value = body["exclusivity"]
         older = {("mandate" if name == "exclusivity" else name): each for name, each in body.items()}
         if self.uses_mandate:
-            return self.client.send(method, path, older, etag=etag, key=key, is_repeatable=is_repeatable)
+            return self.client.send(method, path, older, etag=etag, key=key, repeat=repeat)
         try:
-            row = self.client.send(method, path, body, etag=etag, key=key, is_repeatable=is_repeatable)
+            row = self.client.send(method, path, body, etag=etag, key=key, repeat=repeat)
         except RefusedError as exc:
             if exc.status != 400:
                 raise
             again = f"{key}-m" if key else None
             try:
-                row = self.client.send(method, path, older, etag=etag, key=again, is_repeatable=is_repeatable)
+                row = self.client.send(method, path, older, etag=etag, key=again, repeat=repeat)
             except RefusedError:
                 raise exc from None
             self.uses_mandate = True

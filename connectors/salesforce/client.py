@@ -27,13 +27,14 @@ from simple_salesforce.api import Salesforce
 from simple_salesforce.exceptions import SalesforceError
 from urllib3.exceptions import MaxRetryError, NewConnectionError
 
-from syncd.connector import Secret, Wire
+from syncd.connector import Repeat, Secret, Wire
 from syncd.core.mapping import UnfitValueError, instant
 from syncd.core.model import Json
 from syncd.errors import (
     AuthError,
     ConfigError,
     ContractError,
+    DelayedError,
     MissingError,
     RateLimitedError,
     RejectedError,
@@ -91,6 +92,10 @@ class Trouble:
 
     def __str__(self) -> str:
         return f"{self.code}: {', '.join(self.fields)}" if self.fields else self.code
+
+
+#: Our own word for a write that was not sent a second time, see ``Wire.call``.
+DELAYED: Final = Trouble("DELAYED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,8 +322,10 @@ class Client:
                 lambda sf: _results(sf.restful(path, method=method, data=_dumps(body)), len(records)),
                 f"save {sobject}",
                 effect="write",
-                is_repeatable=False,
+                repeat="never",
             )
+        except DelayedError:
+            return [Result(None, DELAYED)] * len(records)
         except _GoneError as exc:
             # Said of an external id field that was hidden from us (contract, 7.2), not of a record.
             raise RefusedError(f"save {sobject}", exc.trouble, 404) from exc
@@ -333,7 +340,7 @@ class Client:
             lambda sf: sf.restful(f"sobjects/{sobject}/{id_}", method="PATCH", data=_dumps(body), headers=headers),
             f"update {sobject} {id_}",
             id_,
-            is_repeatable=unmodified_since is not None,
+            repeat="always" if unmodified_since else "never",
         )
 
     def delete(self, sobject: str, ids: Sequence[str]) -> Sequence[Result]:
@@ -345,32 +352,37 @@ class Client:
                     lambda sf: sf.restful(f"sobjects/{sobject}/{id_}", method="DELETE"),
                     f"delete {sobject} {id_}",
                     id_,
-                    is_repeatable=False,
+                    repeat="never",
                 )
             ]
         params = {"ids": ",".join(ids), "allOrNone": "false"}
-        return self._call(
-            lambda sf: _results(sf.restful("composite/sobjects", params=params, method="DELETE"), len(ids)),
-            f"delete {sobject}",
-            effect="write",
-            is_repeatable=False,
-        )
+        try:
+            return self._call(
+                lambda sf: _results(sf.restful("composite/sobjects", params=params, method="DELETE"), len(ids)),
+                f"delete {sobject}",
+                effect="write",
+                repeat="never",
+            )
+        except DelayedError:
+            return [Result(id_, DELAYED) for id_ in ids]
 
     def insert(self, path: str, body: Mapping[str, Json]) -> Result:
         """Insert one set-up record (a custom field, a permission); never repeated blindly."""
         return self._one(
-            lambda sf: sf.restful(path, method="POST", data=_dumps(body)), f"insert {path}", None, is_repeatable=False
+            lambda sf: sf.restful(path, method="POST", data=_dumps(body)), f"insert {path}", None, repeat="unsent"
         )
 
     def _one(
-        self, send: Callable[[Salesforce], object], what: str, id_: str | None, *, is_repeatable: bool = True
+        self, send: Callable[[Salesforce], object], what: str, id_: str | None, *, repeat: Repeat = "always"
     ) -> Result:
         try:
-            self._call(send, what, effect="write", is_repeatable=is_repeatable)
+            self._call(send, what, effect="write", repeat=repeat)
         except (RefusedError, _GoneError) as exc:
             return Result(id_, exc.trouble)
         except StaleVersionError:
             return Result(id_, Trouble("PRECONDITION"))
+        except DelayedError:
+            return Result(id_, DELAYED)
         return Result(id_)
 
     # --- one exchange -----------------------------------------------------------------
@@ -394,26 +406,24 @@ class Client:
         what: str,
         *,
         effect: Literal["read", "write"] = "read",
-        is_repeatable: bool = True,
+        repeat: Repeat = "always",
     ) -> T:
         """One operation, and once more as a whole, headers and all, if its token was no longer taken."""
         try:
-            return self._once(send, what, effect, is_repeatable)
+            return self._once(send, what, effect, repeat)
         except _ExpiredError:
             # A refused token means that nothing took effect.
             self._sf = None
-            return self._once(send, what, effect, is_repeatable)
+            return self._once(send, what, effect, repeat)
 
-    def _once(
-        self, send: Callable[[Salesforce], T], what: str, effect: Literal["read", "write"], is_repeatable: bool
-    ) -> T:
+    def _once(self, send: Callable[[Salesforce], T], what: str, effect: Literal["read", "write"], repeat: Repeat) -> T:
         sf = self._session()
 
         def exchange() -> T:
             self._spare()
             return self._guarded(lambda: send(sf), what)
 
-        return self._wire.call(exchange, effect=effect, is_repeatable=is_repeatable)
+        return self._wire.call(exchange, effect=effect, repeat=repeat)
 
     def _guarded(self, send: Callable[[], T], what: str) -> T:
         """Errors of the libraries end here; not chained, since theirs quote URLs and so people's data."""

@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 
 from connectors.salesforce.client import (
     BACKFILL_SHARE,
+    DELAYED,
     POLLING_SHARE,
     Client,
     Query,
@@ -698,6 +699,8 @@ def _refused(write: Write, result: Result, owners: Mapping[str, Record]) -> Outc
         # Our own create, repeated after a lost answer, meets itself.
         is_repeat = is_ours and trouble.code == "INVALID_FIELD_FOR_INSERT_UPDATE"
         return Outcome(write.key, Verdict.DONE if is_repeat else Verdict.EXISTS, owner, reason=str(trouble))
+    if trouble is DELAYED:
+        return Outcome(write.key, Verdict.DELAYED)
     if trouble.code == "PRECONDITION":
         return Outcome(write.key, Verdict.STALE, reason="modified since it was read")
     if trouble.code in _PASSING:

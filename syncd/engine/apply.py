@@ -103,6 +103,11 @@ class _Batch:
         self._drop_outdated()
         for entry in [each for each in self.entries if self._is_held(each.operation)]:
             self._drop(entry, "held still since the plan was made")
+        while self.entries:
+            self.entries = self._look_and_send(is_backfill=is_backfill)
+
+    def _look_and_send(self, *, is_backfill: bool) -> list[Entry]:
+        """Send what still may be sent; answers with what was refused for a while, and needs another look by now."""
         if self.verb in ("update", "delete") and not self.capability.is_conditional:
             self._read_before_write()
         if self.verb == "create":
@@ -111,12 +116,14 @@ class _Batch:
         if self.verb == "create" and self.side is Side.RIGHT and self.capability.can_mark and not is_backfill:
             writes = self._without_standing(writes)
         if not writes:
-            return
+            return []
         with self.ctx.store.transaction():
             self.ctx.journal.intend([entry for entry, _ in writes], self.ctx.now())
         outcomes = self._send([write for _, write in writes])
-        self._count(writes)
-        self._settle(outcomes)
+        delayed = {key for key, each in outcomes.items() if each.verdict is Verdict.DELAYED}
+        self._count([(entry, write) for entry, write in writes if entry.key not in delayed])
+        self._settle({key: each for key, each in outcomes.items() if key not in delayed})
+        return [entry for entry, _ in writes if entry.key in delayed]
 
     def find_out(self) -> None:
         """Settle entries whose answer was lost, from what stands there now."""
@@ -177,6 +184,7 @@ class _Batch:
             return
         found: dict[str, Record] = {}
         size = self.capability.read_batch
+        self.system.courier.make_room(2)
         for start in range(0, len(addresses), size):
             found |= self.system.connector.read(self.kind, addresses[start : start + size])
         moved: list[Record] = []
@@ -407,6 +415,8 @@ class _Batch:
                 self._ends.append((entry, "failed", outcome.reason))
                 ctx.report.rejected[self.kind] += 1
                 return []
+            case Verdict.DELAYED:
+                raise ValueError(f"{self.kind}: what was delayed has not ended")
 
     def _settle_unknown(self, entry: Entry, found: Record | None) -> list[Address]:
         """An effect that is there was ours.

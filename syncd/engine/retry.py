@@ -17,8 +17,8 @@ from typing import Literal, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
-from syncd.connector import Quota
-from syncd.errors import HaltedError, RateLimitedError, TransientError, UnknownOutcomeError
+from syncd.connector import Quota, Repeat
+from syncd.errors import DelayedError, HaltedError, RateLimitedError, TransientError, UnknownOutcomeError
 
 T = TypeVar("T")
 
@@ -48,16 +48,15 @@ class _Window:
     share: float
     sent: deque[datetime] = field(default_factory=deque)
 
-    def wait_seconds(self, at: datetime) -> float:
-        """How long until one more call fits; 0 if it fits now."""
+    def wait_seconds(self, at: datetime, calls: int = 1) -> float:
+        """How long until so many more calls fit; 0 if they fit now."""
         horizon = at - timedelta(seconds=self.quota.seconds)
         while self.sent and self.sent[0] <= horizon:
             self.sent.popleft()
         while self.sent and self.sent[-1] > at:
             self.sent.pop()  # our clock went back; waiting for that time to come again would be no pacing
-        if len(self.sent) < max(1, int(self.quota.calls * self.share)):
-            return 0.0
-        return (self.sent[0] - horizon).total_seconds()
+        excess = len(self.sent) + calls - max(calls, int(self.quota.calls * self.share))
+        return (self.sent[excess - 1] - horizon).total_seconds() if excess > 0 else 0.0
 
 
 class Courier:
@@ -85,6 +84,8 @@ class Courier:
         self.lost_answers = 0
         """Calls that may have taken effect although no answer came, whether or not they were repeated."""
         self.resting_until: datetime | None = None
+        self._delays = 0
+        """Refusals in a row of writes that are not sent again without another look."""
         self._patiently = Retrying(
             retry=retry_if_exception(_may_repeat),
             wait=self._pause,
@@ -111,7 +112,7 @@ class Courier:
         *,
         effect: Literal["read", "write"],
         bucket: str = "default",
-        is_repeatable: bool = True,
+        repeat: Repeat = "always",
     ) -> T:
         """See ``syncd.connector.Wire.call``."""
         if effect == "write" and self.is_dry:
@@ -129,27 +130,47 @@ class Courier:
                 raise
             except TransientError as exc:
                 self.lost_answers += exc.is_sent
-                if exc.is_sent and not is_repeatable:
+                if exc.is_sent and repeat != "always":
                     raise UnknownOutcomeError(str(exc)) from exc
                 raise
             finally:
                 self._arrived(bucket)
 
-        return self._patiently(attempt)
+        return self._once(attempt) if repeat == "never" else self._patiently(attempt)
+
+    def make_room(self, calls: int, bucket: str = "default") -> None:
+        """Wait until that many calls fit, so that a look and the write that relies on it are not kept apart."""
+        self._hold_back(bucket, calls)
+
+    def _once(self, attempt: Callable[[], T]) -> T:
+        """Wait after a refusal as long as ever, but leave it to the caller to look again before the next attempt."""
+        try:
+            answer = attempt()
+        except TransientError as exc:
+            self._delays += 1
+            if not _may_repeat(exc) or self._delays >= ATTEMPTS:
+                raise
+            self._wait(self._pause_after(exc, self._delays))
+            raise DelayedError(str(exc)) from exc
+        self._delays = 0
+        return answer
 
     def _pace(self, bucket: str) -> None:
+        self._hold_back(bucket)
+        window = self._windows.get(bucket)
+        if window is not None:
+            window.sent.append(self._patience.now())
+
+    def _hold_back(self, bucket: str, calls: int = 1) -> None:
         now = self._patience.now()
         wait = (self._resume_at.pop(bucket, now) - now).total_seconds()
         if wait > LONGEST_WAIT_SECONDS:
             wait = 0.0
         window = self._windows.get(bucket)
         if window is not None:
-            wait = max(wait, window.wait_seconds(now))
+            wait = max(wait, window.wait_seconds(now, calls))
         if wait > 0:
             self._wait(wait)
-            now = self._patience.now()
-        if window is not None:
-            window.sent.append(now)
 
     def _arrived(self, bucket: str) -> None:
         """Count the call from its end: when on its way the vendor counted it, nobody here can tell."""
@@ -171,13 +192,15 @@ class Courier:
 
     def _pause(self, state: RetryCallState) -> float:
         """What the vendor asked for, else doubling with full jitter."""
-        exc = state.outcome.exception() if state.outcome is not None else None
+        return self._pause_after(state.outcome.exception() if state.outcome else None, state.attempt_number)
+
+    def _pause_after(self, exc: BaseException | None, attempt: int) -> float:
         asked = exc.pause_seconds if isinstance(exc, TransientError) else None
         if asked is not None:
             if isinstance(exc, RateLimitedError) and exc.is_growing:
-                asked = min(LONGEST_PAUSE_SECONDS, asked * state.attempt_number)
+                asked = min(LONGEST_PAUSE_SECONDS, asked * attempt)
             return asked + self._patience.random.uniform(0.0, 0.25)
-        ceiling = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (state.attempt_number - 1))
+        ceiling = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1))
         return self._patience.random.uniform(ceiling / 2, ceiling)
 
 

@@ -19,11 +19,23 @@ from decimal import Decimal
 from itertools import count
 from typing import Final, Literal, Protocol, TypeVar
 
-from syncd.connector import Capabilities, Connector, KindCapability, Outcome, Page, Parent, Pull, Tally, Verdict, Write
+from syncd.connector import (
+    Capabilities,
+    Connector,
+    KindCapability,
+    Outcome,
+    Page,
+    Parent,
+    Pull,
+    Repeat,
+    Tally,
+    Verdict,
+    Write,
+)
 from syncd.core.mapping import UnfitValueError, same
 from syncd.core.model import FIELDS, KINDS, RELATIONS, Address, FieldType, Money, Record, Value, Values, Verb
 from syncd.core.watermark import advance
-from syncd.errors import HaltedError, RateLimitedError, RejectedError, TransientError, UnknownOutcomeError
+from syncd.errors import DelayedError, HaltedError, RateLimitedError, RejectedError, TransientError, UnknownOutcomeError
 
 T = TypeVar("T")
 FaultKind = Literal["before", "after", "429", "500"]
@@ -58,7 +70,7 @@ class CountingWire:
         *,
         effect: Literal["read", "write"],
         bucket: str = "default",
-        is_repeatable: bool = True,
+        repeat: Repeat = "always",
     ) -> T:
         if effect == "write" and self.is_dry:
             raise HaltedError("a dry run writes nothing")
@@ -68,8 +80,10 @@ class CountingWire:
             try:
                 return exchange()
             except TransientError as exc:
-                if exc.is_sent and not is_repeatable:
+                if exc.is_sent and repeat != "always":
                     raise UnknownOutcomeError(str(exc)) from exc
+                if repeat == "never" and not (isinstance(exc, RateLimitedError) and exc.is_daily):
+                    raise DelayedError(str(exc)) from exc
                 if attempt == _ATTEMPTS - 1 or (isinstance(exc, RateLimitedError) and exc.is_daily):
                     raise
         raise AssertionError("unreachable")
@@ -576,7 +590,7 @@ class Conformance:
             found = trial.connector.find([intent]) if outcome.verdict is Verdict.UNKNOWN else {}
             if record := outcome.record or found.get(intent.key):
                 return record
-            assert outcome.verdict in (Verdict.UNKNOWN, Verdict.RETRY), outcome
+            assert outcome.verdict in (Verdict.UNKNOWN, Verdict.RETRY, Verdict.DELAYED), outcome
         raise AssertionError(f"{write.kind}: neither written nor found")
 
     def test_one_bad_write_leaves_the_good_ones(self) -> None:

@@ -26,15 +26,16 @@ from syncd.connector import (
     Page,
     Pull,
     Quota,
+    Repeat,
     Tally,
     Verdict,
     Wire,
     Write,
 )
 from syncd.core.mapping import iso_z
-from syncd.core.model import FIELDS, KINDS, RELATIONS, Address, Record, Value, Values, is_safe_id
+from syncd.core.model import FIELDS, KINDS, RELATIONS, Address, Record, Value, Values, Verb, is_safe_id
 from syncd.core.watermark import less
-from syncd.errors import ConfigError, RejectedError, TransientError
+from syncd.errors import ConfigError, DelayedError, RejectedError, TransientError
 
 PAGE = 50
 FaultKind = Literal["before", "after", "reject", "empty"]
@@ -324,12 +325,16 @@ class MemoryConnector:
     def write(self, writes: Sequence[Write]) -> Sequence[Outcome]:
         if len(writes) > 10:
             raise RejectedError("more than 10 in one batch")
-        return self._wire.call(
-            lambda: self._write_all(writes),
-            effect="write",
-            # What no condition guards would undo an edit when it is sent again.
-            is_repeatable=writes[0].verb == "mark" or (self.system.is_hub and writes[0].verb != "create"),
-        )
+        try:
+            return self._wire.call(lambda: self._write_all(writes), effect="write", repeat=self._repeat(writes[0].verb))
+        except DelayedError:
+            return [Outcome(each.key, Verdict.DELAYED) for each in writes]
+
+    def _repeat(self, verb: Verb) -> Repeat:
+        """What no condition guards would undo an edit when it is sent again."""
+        if self.system.is_hub:
+            return "unsent" if verb == "create" else "always"
+        return "always" if verb == "mark" else "never"
 
     def _write_all(self, writes: Sequence[Write]) -> list[Outcome]:
         system = self.system

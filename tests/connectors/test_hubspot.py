@@ -25,6 +25,7 @@ from syncd.connector import (
     Page,
     Parent,
     Pull,
+    Repeat,
     Rider,
     Secret,
     Tally,
@@ -37,6 +38,7 @@ from syncd.errors import (
     AuthError,
     ConfigError,
     ContractError,
+    DelayedError,
     RateLimitedError,
     RejectedError,
     TransientError,
@@ -61,7 +63,7 @@ class StubWire:
         *,
         effect: Literal["read", "write"],
         bucket: str = "default",
-        is_repeatable: bool = True,
+        repeat: Repeat = "always",
     ) -> T:
         for attempt in range(4):
             self.counts[bucket] += 1
@@ -69,8 +71,10 @@ class StubWire:
                 return exchange()
             except TransientError as exc:
                 self.errors.append(exc)
-                if exc.is_sent and not is_repeatable:
+                if exc.is_sent and repeat != "always":
                     raise UnknownOutcomeError(str(exc)) from exc
+                if repeat == "never" and not (isinstance(exc, RateLimitedError) and exc.is_daily):
+                    raise DelayedError(str(exc)) from exc
                 if attempt == 3 or (isinstance(exc, RateLimitedError) and exc.is_daily):
                     raise
         raise AssertionError

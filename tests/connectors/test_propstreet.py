@@ -22,6 +22,7 @@ from syncd.connector import (
     Page,
     Parent,
     Pull,
+    Repeat,
     Secret,
     Tally,
     Verdict,
@@ -33,6 +34,7 @@ from syncd.errors import (
     AuthError,
     ConfigError,
     ContractError,
+    DelayedError,
     RateLimitedError,
     TransientError,
     UnknownOutcomeError,
@@ -58,7 +60,7 @@ class PlainWire:
         *,
         effect: Literal["read", "write"],
         bucket: str = "default",
-        is_repeatable: bool = True,
+        repeat: Repeat = "always",
     ) -> T:
         for attempt in range(self.patience):
             self.calls += 1
@@ -70,8 +72,10 @@ class PlainWire:
                 if attempt == self.patience - 1:
                     raise
             except TransientError as exc:
-                if exc.is_sent and not is_repeatable:
+                if exc.is_sent and repeat != "always":
                     raise UnknownOutcomeError(str(exc)) from exc
+                if repeat == "never" and not (isinstance(exc, RateLimitedError) and exc.is_daily):
+                    raise DelayedError(str(exc)) from exc
                 if attempt == self.patience - 1:
                     raise
         raise AssertionError("unreachable")

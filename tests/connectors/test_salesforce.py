@@ -25,6 +25,7 @@ from syncd.connector import (
     Outcome,
     Page,
     Pull,
+    Repeat,
     Rider,
     Secret,
     Tally,
@@ -37,6 +38,7 @@ from syncd.errors import (
     AuthError,
     ConfigError,
     ContractError,
+    DelayedError,
     RateLimitedError,
     RejectedError,
     TransientError,
@@ -63,7 +65,7 @@ class StraightWire:
         *,
         effect: Literal["read", "write"],
         bucket: str = "default",
-        is_repeatable: bool = True,
+        repeat: Repeat = "always",
     ) -> T:
         for attempt in range(4):
             self.calls += 1
@@ -73,8 +75,10 @@ class StraightWire:
                 if exc.is_daily or attempt == 3:
                     raise
             except TransientError as exc:
-                if exc.is_sent and not is_repeatable:
+                if exc.is_sent and repeat != "always":
                     raise UnknownOutcomeError(str(exc)) from exc
+                if repeat == "never" and not (isinstance(exc, RateLimitedError) and exc.is_daily):
+                    raise DelayedError(str(exc)) from exc
                 if attempt == 3:
                     raise
         raise AssertionError

@@ -12,6 +12,7 @@ import pytest
 from syncd.connector import Quota
 from syncd.engine.retry import ATTEMPTS, Courier, Patience
 from syncd.errors import (
+    DelayedError,
     HaltedError,
     LeaseLostError,
     RateLimitedError,
@@ -86,14 +87,39 @@ def test_a_write_whose_answer_was_lost_is_not_sent_again(courier: Courier) -> No
     """Unless sending twice does no harm, the outcome is unknown."""
     lost = TransientError("timed out", is_sent=True)
     with pytest.raises(UnknownOutcomeError):
-        courier.call(failing(lost), effect="write", is_repeatable=False)
+        courier.call(failing(lost), effect="write", repeat="unsent")
     assert courier.calls["write"] == 1
     assert courier.call(failing(lost), effect="write") == "answer"
 
 
 def test_a_write_that_was_never_sent_may_be_sent(courier: Courier) -> None:
     """A refused connection had no effect."""
-    assert courier.call(failing(TransientError("refused")), effect="write", is_repeatable=False) == "answer"
+    assert courier.call(failing(TransientError("refused")), effect="write", repeat="unsent") == "answer"
+
+
+def test_a_write_that_no_condition_guards_waits_and_is_left_to_another_look(courier: Courier, time: Time) -> None:
+    """What it is about may have moved meanwhile; the pause grows with each refusal, and patience has an end."""
+    busy = TransientError("busy")
+    for attempt in range(ATTEMPTS - 1):
+        before = sum(time.slept)
+        with pytest.raises(DelayedError):
+            courier.call(failing(busy), effect="write", repeat="never")
+        assert 2**attempt / 2 <= sum(time.slept) - before <= 2**attempt
+    with pytest.raises(TransientError):
+        courier.call(failing(busy), effect="write", repeat="never")
+    assert courier.call(failing(), effect="write", repeat="never") == "answer"
+    with pytest.raises(DelayedError):
+        courier.call(failing(busy), effect="write", repeat="never")
+
+
+def test_a_look_and_the_write_after_it_are_not_kept_apart_by_a_quota(time: Time) -> None:
+    """Room is made for both before the first: whoever edits in between is asked about in that instant."""
+    courier = Courier(Patience(time.now, time.sleep, Random(1)))
+    courier.allow([Quota("default", 5, 10.0)])
+    for _ in range(7):
+        courier.make_room(2)
+        looked = courier.call(lambda: time.at, effect="read")
+        assert courier.call(lambda: time.at, effect="write") == looked
 
 
 def test_a_spent_day_ends_the_run_and_is_remembered(courier: Courier, time: Time) -> None:

@@ -238,6 +238,43 @@ def test_a_write_that_never_left_is_made_though_the_old_value_begins_like_the_ne
     assert world.crm.get("contact", world.links("contact")[anna]).values["first_name"] == "Anna-Lena"
 
 
+@pytest.mark.parametrize("verb", ["update", "delete"])
+def test_what_is_edited_while_a_refused_write_waits_is_not_written_over(state: State, verb: str) -> None:
+    """The CRM asks for patience, and somebody edits the record in the meantime: it is read again before it is sent."""
+    world = World(state)
+    anna = world.hub.add("contact", {"last_name": "Berg", "email": "anna@nordhaus.se"})
+    world.run()
+    there = world.links("contact")[anna]
+    if verb == "update":
+        world.hub.edit("contact", anna, last_name="Bergh")
+    else:
+        world.hub.remove("contact", anna)
+    world.crm.faults.append(MemoryFault("write", "before", times=1))
+
+    def edit(moment: str) -> None:
+        world.crm.on_write = lambda moment: None
+        world.crm.edit("contact", there, last_name="Ek")
+
+    world.crm.on_write = edit
+    world.settle()
+    assert ("Ek" in (row.old for row in world.rows(s.change_log))) or [
+        each.values["last_name"] for each in world.hub.all("contact")
+    ] == ["Ek"]
+    assert "Berg" not in [row.old for row in world.rows(s.change_log) if row.new == "Bergh"]
+
+
+def test_a_write_refused_for_a_while_is_made_in_the_same_run(state: State) -> None:
+    """Another look, and it is sent again; nothing of it is told twice."""
+    world = World(state)
+    anna = world.hub.add("contact", {"last_name": "Berg", "email": "anna@nordhaus.se"})
+    world.run()
+    world.hub.edit("contact", anna, last_name="Bergh")
+    world.crm.faults.append(MemoryFault("write", "before", times=2))
+    report = world.run()
+    assert (report.operations, report.stale) == (1, 0)
+    assert [row.new for row in world.rows(s.change_log) if row.verb == "update"] == ["Bergh"]
+
+
 def test_a_deletion_whose_answer_never_came_is_written_down(state: State) -> None:
     """What is gone by our hand is in the change log, whoever heard of it."""
     world = World(state)

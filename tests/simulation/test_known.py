@@ -22,6 +22,7 @@ KNOWN: Final[dict[str, Case]] = {
     "a prospect refused by a closed deal stayed a dead letter when that was opened": keeping(
         10_480, 200, [45, 46, 65, 66, 69, 72, 77, 86, 107, 139]
     ),
+    "an edit that was committed while a refused write waited was written over": Case(23_834, 200),
     "a prospect whose deal was hidden stayed aside when that was shown again": keeping(
         10_758, 200, [81, 82, 91, 131, 136, 138]
     ),

@@ -28,6 +28,7 @@ from syncd.connector import (
     Parent,
     Pull,
     Quota,
+    Repeat,
     Tally,
     Verdict,
     Wire,
@@ -36,6 +37,7 @@ from syncd.connector import (
 from syncd.core.mapping import same
 from syncd.core.model import FIELDS, KINDS, Address, Record, Value, Values
 from syncd.core.watermark import less
+from syncd.errors import DelayedError
 
 OVERLAP_SECONDS: Final = 300
 DEEP_OVERLAP_SECONDS: Final = 7_200
@@ -781,13 +783,18 @@ class SimConnector:
             self.weather.strike("after", verb, kind, len(writes))
             return outcomes
 
-        answer = self._wire.call(exchange, effect="write", is_repeatable=self._can_repeat(verb))
+        try:
+            answer = self._wire.call(exchange, effect="write", repeat=self._repeat(verb))
+        except DelayedError:
+            return [Outcome(each.key, Verdict.DELAYED) for each in writes]
         self.vendor.arrived(each.record for each in answer if each.record is not None)
         return answer
 
-    def _can_repeat(self, verb: str) -> bool:
+    def _repeat(self, verb: str) -> Repeat:
         """What no condition guards would undo an edit when it is sent again."""
-        return verb == "mark" or (self.vendor.manner is Manner.PROPSTREET and verb != "create")
+        if self.vendor.manner is Manner.PROPSTREET:
+            return "unsent" if verb == "create" else "always"
+        return "always" if verb == "mark" else "never"
 
     def least_calls(self, tally: Tally) -> int:
         return 0
