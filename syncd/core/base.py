@@ -48,22 +48,30 @@ def _met(left: Value, right: Value) -> tuple[Value | Unmoved, Value | Unmoved]:
 
 
 def confirmed(
-    types: Mapping[str, FieldType], to: Side, steps: Mapping[str, Step], source: Values, base: Values, returned: Values
+    types: Mapping[str, FieldType],
+    to: Side,
+    steps: Mapping[str, Step],
+    source: Values,
+    bases: tuple[Values, Values],
+    returned: Values,
 ) -> Halves:
-    """The halves of what an update gave ``to``, whose half was ``base``.
+    """The halves of what an update gave ``to``, where ``bases`` were the source's half and the target's.
 
     What the answer does not tell is taken as given. Of a set, what the target itself added or took
     off, and the source has yet to follow, is left as it was in the target's half: it must count as
-    moved still, or it would be lost where the source cannot be written now.
+    moved still, or it would be lost where the source cannot be written now. And what an earlier
+    write of the same plan gave the source, or took off there, stays so in the source's half, though
+    the plan saw the source without it.
     """
     found: dict[str, tuple[Value | Unmoved, Value | Unmoved]] = {}
     for name, step in steps.items():
         there, here = returned.get(name, step.value), source.get(name)
         if types[name] is FieldType.SET and name in returned:
             given, wanted = elements(step.value), elements(here)
-            known = members_of(base.get(name), given | wanted)
+            own, known = (members_of(base.get(name), given | wanted) for base in bases)
             added, gone = given - known - wanted, (known & wanted) - given
             there = (elements(there) - added | gone) or None
+            here = (wanted & given | wanted & own | own & given) or None
         found[name] = _by_side(to, there, here)
     return found
 

@@ -527,8 +527,8 @@ class _Batch:
         row = self.links[self._address(entry).id]
         types = self.ctx.fields(self.kind).types
         returned = record.values if record is not None else {}
-        base = row.side(self.side).base
-        halves = dict(confirmed(types, self.side, entry.steps, entry.source, base, returned))
+        bases = row.side(self.side.other).base, row.side(self.side).base
+        halves = dict(confirmed(types, self.side, entry.steps, entry.source, bases, returned))
         third, done = self._third_values(entry, row)
         for name in third:
             halves[name] = (halves[name][0], UNMOVED) if self.side is Side.LEFT else (UNMOVED, halves[name][1])

@@ -77,7 +77,7 @@ def test_what_nothing_waits_for_is_as_each_side_holds_it(
 def test_an_update_makes_the_base_of_what_was_returned(returned: Mapping[str, Value], there: Value) -> None:
     """Never of what was sent, unless the answer does not tell; beside it stands what the source said."""
     steps = {"name": Step("sent", "")}
-    held: dict[str, Value] = {"name": "old"}
+    held: tuple[dict[str, Value], dict[str, Value]] = ({"name": "older"}, {"name": "old"})
     source: dict[str, Value] = {"name": "said"}
     assert confirmed(NAME, Side.RIGHT, steps, source, held, returned) == {"name": ("said", there)}
     assert confirmed(NAME, Side.LEFT, steps, source, held, returned) == {"name": (there, "said")}
@@ -106,11 +106,39 @@ def test_of_a_set_only_what_came_from_the_source_is_settled(
     types = {"tags": FieldType.SET}
     said, base, sent, kept, half = (frozenset(each) or None for each in (source, known, given, returned, there))
     steps = {"tags": Step(sent, "")}
-    found = confirmed(types, Side.RIGHT, steps, {"tags": said}, {"tags": base}, {"tags": kept})
+    bases = {"tags": said}, {"tags": base}
+    found = confirmed(types, Side.RIGHT, steps, {"tags": said}, bases, {"tags": kept})
     assert found == {"tags": (said, half)}
-    assert confirmed(types, Side.RIGHT, steps, {"tags": said}, {"tags": base}, {}) == {"tags": (said, sent)}
-    erased = {"tags": hashed(FieldType.SET, base, "salt")}
+    assert confirmed(types, Side.RIGHT, steps, {"tags": said}, bases, {}) == {"tags": (said, sent)}
+    erased = {"tags": said}, {"tags": hashed(FieldType.SET, base, "salt")}
     assert confirmed(types, Side.RIGHT, steps, {"tags": said}, erased, {"tags": kept}) == found
+
+
+@pytest.mark.parametrize(
+    ("saw", "own", "given", "half"),
+    [
+        ("a", "ab", "ab", "ab"),
+        ("ab", "a", "a", "a"),
+        ("ab", "a", "ab", "ab"),
+        ("ab", "ab", "a", "ab"),
+        ("a", "ab", "a", "a"),
+        ("a", "", "a", "a"),
+        ("b", "", "a", ""),
+    ],
+)
+def test_what_the_plans_first_write_gave_one_side_stays_known_when_the_second_is_confirmed(
+    saw: str, own: str, given: str, half: str
+) -> None:
+    """Both sides of a set are written by one plan; it saw the source as that was before the first write."""
+    types = {"tags": FieldType.SET}
+    wanted, mine, sent, after = (frozenset(each) or None for each in (saw, own, given, half))
+    found = confirmed(
+        types, Side.LEFT, {"tags": Step(sent, "")}, {"tags": wanted}, ({"tags": mine}, {}), {"tags": sent}
+    )
+    assert found["tags"][1] == after
+    erased = {"tags": hashed(FieldType.SET, mine, "salt")}
+    again = confirmed(types, Side.LEFT, {"tags": Step(sent, "")}, {"tags": wanted}, (erased, {}), {"tags": sent})
+    assert again["tags"][1] == after
 
 
 @pytest.mark.parametrize(

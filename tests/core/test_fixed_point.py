@@ -132,7 +132,8 @@ class Play:
         match operation.verb:
             case "update":
                 returned = system.take(self.types, said)
-                halves = confirmed(self.types, to, steps, source.values, dict(system.base), returned)
+                bases = dict(self.systems[to.other].base), dict(system.base)
+                halves = confirmed(self.types, to, steps, source.values, bases, returned)
                 self._confirm(to, steps, halves)
             case "create":
                 system.is_deleted, system.merged_into, system.locked = False, None, {}

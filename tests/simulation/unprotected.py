@@ -109,9 +109,14 @@ def _watermark_first() -> AbstractContextManager[object]:
 @contextmanager
 def _base_as_sent() -> Iterator[None]:
     def confirmed(
-        types: Mapping[str, FieldType], to: Side, steps: Mapping[str, Step], source: Values, half: Values, _: Values
+        types: Mapping[str, FieldType],
+        to: Side,
+        steps: Mapping[str, Step],
+        source: Values,
+        bases: tuple[Values, Values],
+        _: Values,
     ) -> base.Halves:
-        return base.confirmed(types, to, steps, source, half, _sent(steps))
+        return base.confirmed(types, to, steps, source, bases, _sent(steps))
 
     def founded(
         types: Mapping[str, FieldType],
