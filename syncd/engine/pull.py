@@ -9,7 +9,7 @@ watermark beyond our own.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -77,7 +77,7 @@ def drain(
 
     # Asked for, whatever comes of it.
     system.pulled.update(dict.fromkeys(kinds, 0))
-    visited: set[str] = set()
+    visited: dict[str, int] = {}
 
     def parents() -> Iterable[Parent]:
         if child is None:
@@ -91,8 +91,8 @@ def drain(
         for count, row in enumerate(rows):
             if rotation.limit is not None and count >= rotation.limit:
                 return
-            if rotation.is_noted or row.is_closed:
-                visited.add(row.id)
+            if rotation.is_noted or row.is_closed or row.is_due:
+                visited[row.id] = row.hints
             system.parents[child] += 1
             yield Parent(row.id, row.watermark, row.has_children)
 
@@ -194,19 +194,19 @@ class _Lack:
 class _Missing:
     """What the listings and visits of one drain no longer show, kept until all of it can be judged together.
 
-    ``feeds``: (kind, clocks by parent, parents visited) of the parents that lack children. Their feeds
+    ``feeds``: (kind, clocks by parent, hints of the parents visited) of the parents that lack children. Their feeds
     wait, so that a run that dies before the judgement looks at them whole again.
     """
 
     kinds: dict[str, _Lack] = field(default_factory=dict)
-    feeds: list[tuple[str, dict[str, list[str]], frozenset[str]]] = field(default_factory=list)
+    feeds: list[tuple[str, dict[str, list[str]], dict[str, int]]] = field(default_factory=list)
 
     def of(self, kind: str) -> _Lack:
         return self.kinds.setdefault(kind, _Lack())
 
 
 def _take_visits(
-    ctx: Context, side: Side, pages: Sequence[Page], visited: set[str], at: datetime, missing: _Missing
+    ctx: Context, side: Side, pages: Sequence[Page], visited: dict[str, int], at: datetime, missing: _Missing
 ) -> None:
     """Take all that visits of some parents showed, then advance the feeds of those that lack nothing."""
     clocks: dict[str, dict[str, list[str]]] = {}
@@ -216,11 +216,16 @@ def _take_visits(
     for kind, seen_by_parent in clocks.items():
         short = _take(ctx, side, [page for page in pages if page.kind == kind], missing)
         whole = {parent: seen for parent, seen in seen_by_parent.items() if parent not in short}
-        ctx.store.advance_children(side, kind, whole, dict.fromkeys(visited & whole.keys(), at))
+        ctx.store.advance_children(side, kind, whole, _only(visited, whole), at)
         if short:
             waiting = {parent: seen for parent, seen in seen_by_parent.items() if parent in short}
-            missing.feeds.append((kind, waiting, frozenset(visited & waiting.keys())))
-        visited -= seen_by_parent.keys()
+            missing.feeds.append((kind, waiting, _only(visited, waiting)))
+        for parent in visited.keys() & seen_by_parent.keys():
+            del visited[parent]
+
+
+def _only(visited: Mapping[str, int], among: Container[str]) -> dict[str, int]:
+    return {parent: hints for parent, hints in visited.items() if parent in among}
 
 
 def _take(ctx: Context, side: Side, pages: Sequence[Page], missing: _Missing) -> frozenset[str]:
@@ -287,7 +292,7 @@ def _believe(ctx: Context, side: Side, missing: _Missing) -> None:
     for kind, lack in missing.kinds.items():
         read_again(ctx, ctx.systems[side], side, kind, lack.records)
     for kind, clocks, visited in missing.feeds:
-        ctx.store.advance_children(side, kind, clocks, dict.fromkeys(visited, ctx.now()))
+        ctx.store.advance_children(side, kind, clocks, visited, ctx.now())
 
 
 def seek_stranded(ctx: Context, kind: str) -> None:

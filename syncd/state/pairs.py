@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from syncd.core.model import Side
 from syncd.errors import ConfigError, NotFoundError
 from syncd.state import schema as s
+from syncd.state.bulk import one_of
 from syncd.state.lease import Lease, prove
 
 #: No vendor asks for more than a day (HubSpot's 477); what lies further ahead was written by a clock that was wrong.
@@ -53,6 +54,17 @@ def register(
                 .values(state="new", reason="")
             )
     return before is not None
+
+
+def hint(engine: Engine, pair_id: str, side: Side, kind: str, parents: Collection[str]) -> None:
+    """A webhook says that something moved below these parents: the next run visits them before all others.
+
+    No lease is needed, and an id that was never visited is no matter: it comes first anyway.
+    """
+    feed = s.feed.c
+    told = (feed.pair == pair_id, feed.side == side, feed.kind == kind, one_of(feed.parent, parents))
+    with engine.begin() as tx:
+        tx.execute(update(s.feed).where(*told).values(hints=feed.hints + 1))
 
 
 def find(engine: Engine, pair_id: str) -> Row[Any]:

@@ -145,16 +145,18 @@ class PostgresRows:
             exists().where(*self._of(below, child), _own(below, side, "parent") == known.c.id),
             exists().where(*self._of(seen, child), seen.c.side == side, seen.c.parent == known.c.id),
         )
-        order = (known.c.is_closed, func.coalesce(feed.visited_at, _EPOCH), known.c.id)
+        is_due = func.coalesce(feed.hints > feed.heard, False)
+        visited_at = case((is_due, _EPOCH), else_=func.coalesce(feed.visited_at, _EPOCH))
+        order = (and_(known.c.is_closed, ~is_due), visited_at, known.c.id)
         statement = select(
             known.c.id, feed.watermark, known.c.is_closed, has_children.label("has_children"),
-            order[1].label("visited_at"),
+            func.coalesce(feed.hints, 0).label("hints"), is_due.label("is_due"), visited_at.label("visited_at"),
         ).outerjoin(s.feed, is_own)  # fmt: skip
         if visited_before is not None:
             statement = statement.where(or_(feed.visited_at.is_(None), feed.visited_at < visited_before))
         if closed_before is not None:
             statement = statement.where(
-                or_(~known.c.is_closed, feed.visited_at.is_(None), feed.visited_at < closed_before)
+                or_(~known.c.is_closed, is_due, feed.visited_at.is_(None), feed.visited_at < closed_before)
             )
         if after is not None:
             statement = statement.where(tuple_(*order) > tuple_(*(literal(each) for each in after)))

@@ -31,9 +31,12 @@ class Joined(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a listing of parents goes on: after this one."""
+    """Where a listing of parents goes on: after this one.
 
-    is_closed: bool
+    One of which a webhook spoke since its last visit is neither late, nor was it ever visited.
+    """
+
+    is_late: bool
     visited_at: datetime
     id: str
 
@@ -77,6 +80,7 @@ class Rows(Protocol):
         """``id``, ``watermark``, ``is_closed``, ``has_children``, ``visited_at`` of a child's parents, by ``Place``.
 
         Linked ones that nobody reported gone, and those that the plan creates on the other side.
+        ``hints``: how often a webhook spoke of one; ``is_due``: whether it did since the last visit.
         """
 
     def holders(self, side: Side, kind: str, key: str, ids: Collection[str]) -> list[Address]:

@@ -102,6 +102,9 @@ feed = Table(
     _at("listed_at"),
     _at("deep_at"),
     Column("cost", Integer, nullable=False, server_default="0"),
+    # How often a webhook said that something moved here, and up to which of these words the feed was read.
+    Column("hints", Integer, nullable=False, server_default="0"),
+    Column("heard", Integer, nullable=False, server_default="0"),
     CheckConstraint(_SIDES, name="side"),
 )
 

@@ -91,12 +91,17 @@ class FeedRow:
 
 @dataclass(frozen=True, slots=True)
 class ParentRow:
-    """A deal to visit for its children; ``watermark`` is the children's own."""
+    """A deal to visit for its children; ``watermark`` is the children's own.
+
+    ``hints`` counts what webhooks told of it, since the last visit too if it ``is_due``.
+    """
 
     id: str
     watermark: str | None
     is_closed: bool
     has_children: bool
+    hints: int
+    is_due: bool
 
 
 NO_FEED = FeedRow(None, None, None, None, None, 0)
@@ -142,9 +147,12 @@ class Store:
                 self.rows.save_feeds([self._feed_row(side, kind, parent, watermark) | stamps])
 
     def advance_children(
-        self, side: Side, kind: str, clocks: Mapping[str, Sequence[str]], visited: Mapping[str, datetime]
+        self, side: Side, kind: str, clocks: Mapping[str, Sequence[str]], visited: Mapping[str, int], at: datetime
     ) -> None:
-        """Move the watermarks of many parents at once, and note the visits of some; else as ``advance``."""
+        """Move the watermarks of many parents at once; else as ``advance``.
+
+        ``visited`` are those whose visit is noted, each with the hints that there were of it before the visit.
+        """
         if not clocks:
             return
         with self.transaction():
@@ -154,9 +162,11 @@ class Store:
                 row = held.get(parent)
                 current = row["watermark"] if row is not None else None
                 watermark = advance(current, seen)
+                visited_at, heard = (row["visited_at"], row["heard"]) if row is not None else (None, 0)
                 if row is None or watermark != current or parent in visited:
-                    at = visited.get(parent, row["visited_at"] if row is not None else None)
-                    rows.append(self._feed_row(side, kind, parent, watermark) | {"visited_at": at})
+                    note = (at, visited[parent]) if parent in visited else (visited_at, heard)
+                    stamps = dict(zip(("visited_at", "heard"), note, strict=True))
+                    rows.append(self._feed_row(side, kind, parent, watermark) | stamps)
             self.rows.save_feeds(rows)
 
     def _feed_row(self, side: Side, kind: str, parent: str, watermark: str | None) -> dict[str, object]:
@@ -180,9 +190,10 @@ class Store:
     ) -> Iterator[ParentRow]:
         """Deals (contacts, for an employment) whose children are worth reading, some at a time.
 
-        Longest unvisited first, closed ones last. Those that have a link, and those that the
-        plan in the making creates on the other side. With ``visited_before`` only what was not
-        visited since; with ``closed_before`` closed ones only if they were not visited since.
+        Those of which a webhook spoke, then the longest unvisited, closed ones last. Those that have
+        a link, and those that the plan in the making creates on the other side. With
+        ``visited_before`` only what was not visited since; with ``closed_before`` closed ones only
+        if they were not visited since.
         """
         # By place, not by a cursor left open: the vendor is called between two of these.
         after: Place | None = None
@@ -191,10 +202,13 @@ class Store:
             visited_before=visited_before, closed_before=closed_before, after=after, limit=PARENTS,
         ):  # fmt: skip
             for row in rows:
-                yield ParentRow(row["id"], row["watermark"], row["is_closed"], row["has_children"])
+                yield ParentRow(
+                    row["id"], row["watermark"], row["is_closed"], row["has_children"], row["hints"], row["is_due"]
+                )
             if len(rows) < PARENTS:
                 return
-            after = Place(rows[-1]["is_closed"], rows[-1]["visited_at"], rows[-1]["id"])
+            last = rows[-1]
+            after = Place(last["is_closed"] and not last["is_due"], last["visited_at"], last["id"])
 
     def holders(self, side: Side, kind: str, key: str, ids: Sequence[str]) -> list[Address]:
         """Known records whose opaque ``key`` is one of these ids."""

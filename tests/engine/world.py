@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -80,6 +80,9 @@ class PostgresState:
 
     def release(self, lease: Lease) -> None:
         release(self.engine, lease)
+
+    def hint(self, side: Side, kind: str, parents: Collection[str]) -> None:
+        pairs.hint(self.engine, self.pair, side, kind, parents)
 
     def settle_conflict(self, conflict_id: int, answer: Answer, at: datetime) -> None:
         desk.settle_conflict(self.engine, f"c{conflict_id}", answer, at)

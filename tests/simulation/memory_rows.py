@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import islice
+from operator import itemgetter
 from typing import Any, Final, Literal, TypeAlias
 
 from sqlalchemy import CheckConstraint, Table
@@ -324,6 +325,15 @@ class MemoryState:
         if self._lease.fence == lease.fence:
             self._leased_until = None
 
+    # --- a webhook's word, as in syncd/state/pairs.py ---------------------------------
+
+    def hint(self, side: Side, kind: str, parents: Collection[str]) -> None:
+        """Something moved below these: the next run visits them first."""
+        with self.changing(self):
+            for parent in parents:
+                if (row := self.feed.rows.get((side, kind, parent))) is not None:
+                    self.feed.change(row, {"hints": row["hints"] + 1})
+
     # --- a person's answers, as in syncd/state/desk.py --------------------------------
 
     def settle_conflict(self, conflict_id: int, answer: Answer, at: datetime) -> None:
@@ -433,22 +443,24 @@ class MemoryRows:
             if not self._is_gone(side, kind, row[f"{side}_id"])
         }
         known |= {(row["source_id"], False) for row in self._t.operation.find("create", plan_id, kind, side.other)}
-        found: list[tuple[Place, str | None]] = []
+        found: list[tuple[Place, Row]] = []
         for id_, is_closed in known:
             feed = self._t.feed.rows.get((side, child, id_))
             at = feed["visited_at"] if feed is not None else None
-            is_due = visited_before is None or at is None or at < visited_before
-            is_wanted = closed_before is None or not is_closed or at is None or at < closed_before
-            place = Place(is_closed, at or _EPOCH, id_)
-            if is_due and is_wanted and (after is None or place > after):
-                found.append((place, feed["watermark"] if feed is not None else None))
+            hints, is_due = (feed["hints"], feed["hints"] > feed["heard"]) if feed is not None else (0, False)
+            is_old = visited_before is None or at is None or at < visited_before
+            is_wanted = closed_before is None or not is_closed or is_due or at is None or at < closed_before
+            place = Place(is_closed and not is_due, _EPOCH if is_due or at is None else at, id_)
+            if is_old and is_wanted and (after is None or place > after):
+                told = {"hints": hints, "is_due": is_due, "is_closed": is_closed}
+                found.append((place, {"watermark": feed["watermark"] if feed is not None else None, **told}))
         return [
             {
-                "id": place.id, "watermark": watermark, "is_closed": place.is_closed, "visited_at": place.visited_at,
+                "id": place.id, "visited_at": place.visited_at, **told,
                 "has_children": self._t.link.count("parent", side, child, place.id)
                 + self._t.sighting.count("parent", side, child, place.id) > 0,
             }
-            for place, watermark in sorted(found)[:limit]
+            for place, told in sorted(found, key=itemgetter(0))[:limit]
         ]  # fmt: skip
 
     def holders(self, side: Side, kind: str, key: str, ids: Collection[str]) -> list[Address]:

@@ -63,7 +63,13 @@ def _termination(simulation: Simulation) -> Iterator[str]:
 
 def _visited(simulation: Simulation) -> list[dict[str, Any]]:
     """All links but those of relations whose ends are not linked: only a full comparison sees what becomes of them."""
-    return [row for row in simulation.state.dump("link") if not row["reason"].endswith("is not linked")]
+    links = simulation.state.dump("link")
+    known = {(side, row["kind"], row[f"{side}_id"]) for row in links for side in Side}
+    return [
+        row
+        for row in links
+        if all((side, *end) in known for side in Side for end in row[f"{side}_facts"].get("refs", {}).items())
+    ]
 
 
 class _Book:

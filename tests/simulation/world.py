@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -77,6 +77,8 @@ class State(Protocol):
     def renew(self, lease: Lease, at: datetime) -> None: ...
 
     def release(self, lease: Lease) -> None: ...
+
+    def hint(self, side: Side, kind: str, parents: Collection[str]) -> None: ...
 
     def dump(self, table: str) -> list[dict[str, Any]]:
         """All rows of a table, by its key."""
@@ -649,7 +651,12 @@ class Simulation:
         self._attempt()
 
     def _tick(self) -> None:
-        """A scheduled run, or one that a webhook brought about; some come twice."""
+        """A scheduled run, or one that webhooks brought about: some of these come twice, late, or not at all."""
+        told = sorted(each.id for each in self.hub.living("deal"))
+        for _ in range(self.random.choice([0, 0, 1, 3])):
+            hints = self.random.choices([*told, "nowhere"], k=self.random.randrange(1, 5))
+            self.note("webhook", *hints)
+            self.state.hint(Side.LEFT, "deal_contact", hints)
         for _ in range(self.random.choice([1, 1, 2])):
             self._attempt(is_sweep=False, visits=self.settings.visits)
 

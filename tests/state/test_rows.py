@@ -286,6 +286,36 @@ def test_parents_come_longest_unvisited_first_and_closed_ones_last(state: State)
     assert page(visited_before=NOW - timedelta(days=5)) == [*whole[:3], whole[4]]
 
 
+def test_whatever_a_webhook_speaks_of_comes_first_until_it_is_visited(state: State) -> None:
+    """A closed one too; a word more while it is visited brings it to the front again; strange ids are no matter."""
+    store = state.store(taken(state))
+    with store.transaction():
+        store.rows.insert_links(
+            [link(id_, f"c{id_}", left_facts={"locked": {"*": "x"} if id_ == "closed" else {}})
+             for id_ in ("closed", "lately", "long ago")]
+        )  # fmt: skip
+    days = {"closed": 0, "lately": 1, "long ago": 9}
+    for id_, since in days.items():
+        store.advance_children(Side.LEFT, "deal_contact", {id_: []}, {id_: 0}, NOW - timedelta(days=since))
+
+    def due() -> list[tuple[str, int, bool]]:
+        rows = store.parents(
+            Side.LEFT, "deal_contact", None, visited_before=None, closed_before=NOW - timedelta(days=1)
+        )
+        return [(row.id, row.hints, row.is_due) for row in rows]
+
+    assert due() == [("long ago", 0, False), ("lately", 0, False)]
+    for told in (["lately", "strange"], ["closed"], ["closed"]):
+        state.hint(Side.LEFT, "deal_contact", told)
+    assert due() == [("closed", 2, True), ("lately", 1, True), ("long ago", 0, False)]
+    state.hint(Side.LEFT, "deal_contact", ["closed"])
+    store.advance_children(Side.LEFT, "deal_contact", {"closed": [], "lately": []}, {"closed": 2, "lately": 1}, NOW)
+    assert due() == [("closed", 3, True), ("long ago", 0, False), ("lately", 1, False)]
+    store.advance_children(Side.LEFT, "deal_contact", {"closed": []}, {"closed": 3}, NOW)
+    assert due() == [("long ago", 0, False), ("lately", 1, False)]
+    assert len(state.dump("feed")) == len(days)
+
+
 # --- one against the other ----------------------------------------------------------------
 
 
@@ -498,6 +528,7 @@ class Twins:
             lambda: self.tell("discard_plans", self.at()),
             lambda: self.tell("abandon_plans", self.at(), pick([None, "p"])),
             lambda: self.tell("forget_visits", self.side(), self.kind(), self.at()),
+            lambda: self.hint(),
         ]
         pick(rare if self.flag(0.2) else changes)()
 
@@ -515,6 +546,11 @@ class Twins:
             with real.engine.begin() as tx, memory.changing(self):
                 tx.execute(insert(s.hold).values(row))
                 memory.hold.add(row)
+
+    def hint(self) -> None:
+        side, kind, ids = self.side(), self.kind(), self.ids()
+        for state in self.states:
+            state.hint(side, kind, ids)
 
     def drop_gone(self) -> None:
         side, kind, ids = self.side(), self.kind(), self.ids()
