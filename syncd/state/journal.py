@@ -139,7 +139,7 @@ class Journal:
                 self._rows.update_operations(batch)
 
     def abandon(self, at: datetime, *, but: str | None = None) -> None:
-        """Discard the plans that a run left behind when it died: half drawn up, or half carried out.
+        """Discard the plans that a run left behind when it died: drawn up and not told of, or half carried out.
 
         Whoever holds the lease knows that nobody works on them any more. ``but`` is one that goes on.
         """

@@ -563,7 +563,9 @@ class PostgresRows:
         self._discard(and_(s.plan.c.state == "open", ~is_undo), at)
 
     def abandon_plans(self, at: datetime, but: str | None) -> None:
-        is_left = or_(s.plan.c.state == "applying", and_(s.plan.c.state == "open", s.plan.c.hash == ""))
+        is_of_dead = exists().where(s.run.c.id == s.plan.c.run, s.run.c.state == "abandoned")
+        is_unsaid = or_(s.plan.c.hash == "", and_(s.plan.c.reasons == [], is_of_dead))
+        is_left = or_(s.plan.c.state == "applying", and_(s.plan.c.state == "open", is_unsaid))
         self._discard(and_(is_left, s.plan.c.id != (but or "")), at)
 
     def _discard(self, which: ColumnElement[bool], at: datetime) -> None:

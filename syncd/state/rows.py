@@ -221,7 +221,10 @@ class Rows(Protocol):
         """Those that are open still, but for undos; what was to be sent is emptied."""
 
     def abandon_plans(self, at: datetime, but: str | None) -> None:
-        """Discard those that are being applied, and those that are open without a hash; not ``but``."""
+        """Discard those that are being applied, and those that are open without a hash; not ``but``.
+
+        And those of an abandoned run that wait for nobody: it would have carried them out, or told of them.
+        """
 
     def insert_operations(self, rows: Sequence[Row]) -> None: ...
 

@@ -551,15 +551,22 @@ def test_plans_that_a_dead_run_left_behind_are_discarded(world: World) -> None:
     world.crm.on_write = lambda moment: None
     held = world.kept.acquire("worker", world.clock())
     assert held is not None
-    half = world.context(held)
-    half.journal.begin_run(half.run_id, "plan", world.clock())
-    half.journal.open_plan("half", half.run_id, world.clock())
-    half.journal.end_run(half.run_id, "abandoned", world.clock(), {}, {}, "")
+    for plan, reason, state in (
+        ("half", "plan", "abandoned"), ("whole", "undo", "abandoned"), ("told of", "undo", "done"),
+    ):  # fmt: skip
+        died = world.context(held)
+        died.journal.begin_run(died.run_id, reason, world.clock())
+        died.journal.open_plan(plan, died.run_id, world.clock())
+        if plan != "half":
+            died.journal.seal(plan, (), {})
+        died.journal.end_run(died.run_id, state, world.clock(), {}, {}, "")
     world.kept.release(held)
     world.clock.sleep(600)
     world.settle()
-    assert {row.state for row in world.rows(s.plan)} == {"applied", "discarded"}
-    assert all(row.ended_at for row in world.rows(s.plan))
+    plans = {row.id: row.state for row in world.rows(s.plan)}
+    assert (plans.pop("half"), plans.pop("whole"), plans.pop("told of")) == ("discarded", "discarded", "open")
+    assert set(plans.values()) == {"applied", "discarded"}
+    assert all(row.ended_at for row in world.rows(s.plan) if row.state != "open")
 
 
 def test_what_a_create_did_not_store_is_given_again_by_an_update(world: World) -> None:

@@ -772,7 +772,9 @@ class MemoryRows:
     def abandon_plans(self, at: datetime, but: str | None) -> None:
         left = [*self._t.plan.find("state", "applying"), *self._t.plan.find("state", "open")]
         for row in left:
-            if row["id"] != but and (row["state"] == "applying" or row["hash"] == ""):
+            run = self._t.run.rows.get(row["run"])
+            is_of_dead = not row["reasons"] and run is not None and run["state"] == "abandoned"
+            if row["id"] != but and (row["state"] == "applying" or row["hash"] == "" or is_of_dead):
                 self._discard(row, at)
 
     def _discard(self, plan: Row, at: datetime) -> None:

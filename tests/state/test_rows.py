@@ -431,14 +431,16 @@ class Twins:
         self.serial += 1
         return {
             "id": f"run{self.serial}", "pair": "t/crm", "reason": self.one("run backfill undo"),
-            "state": self.one("running done failed"), "fence": 1, "started_at": self.at(),
+            "state": self.one("running done failed abandoned"), "fence": 1, "started_at": self.at(),
         }  # fmt: skip
 
     def plan(self) -> dict[str, object]:
         self.serial += 1
         return {
-            "id": f"plan{self.serial}", "pair": "t/crm", "run": None, "hash": "", "state": self.one("open applied"),
-            "made_at": self.at(),
+            "id": f"plan{self.serial}", "pair": "t/crm",
+            "run": self.random.choice([None, *(row["id"] for row in self.states[1].dump("run"))]),
+            "hash": self.one("x y") if self.flag(0.5) else "", "state": self.one("open applied"),
+            "reasons": ["x"] if self.flag(0.3) else [], "made_at": self.at(),
         }  # fmt: skip
 
     def a_run(self) -> str:
