@@ -48,7 +48,6 @@ from syncd.errors import (
     LeaseLostError,
     NotFoundError,
     PlanMovedError,
-    RateLimitedError,
     StoppedError,
     SyncdError,
 )
@@ -463,7 +462,7 @@ def _run(
     except SyncdError as exc:
         message = str(exc)
         if opened is not None:
-            _rest(service, held.pair, pair.connector, opened, exc)
+            _rest(service, held.pair, pair.connector, opened)
             opened.checked_at = None
     except Exception:
         message = "a bug ended this run; the log has its traceback"
@@ -502,12 +501,11 @@ def _cost(
     return made, least, writes
 
 
-def _rest(service: Service, pair_id: str, connector: str, opened: _Opened, exc: SyncdError) -> None:
-    if isinstance(exc, RateLimitedError):
-        for side in Side:
-            if (until := opened.couriers[side].resting_until) is not None:
-                pairs.rest(service.engine, pair_id, side, PROPSTREET if side is Side.LEFT else connector, until)
-                opened.couriers[side].resting_until = None
+def _rest(service: Service, pair_id: str, connector: str, opened: _Opened) -> None:
+    for side in Side:
+        if (until := opened.couriers[side].resting_until) is not None:
+            pairs.rest(service.engine, pair_id, side, PROPSTREET if side is Side.LEFT else connector, until)
+            opened.couriers[side].resting_until = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,19 +124,22 @@ class Courier:
             self.calls[effect] += 1
             try:
                 return exchange()
-            except RateLimitedError as exc:
-                self.refusals += 1
-                self._take_rest(exc)
-                raise
             except TransientError as exc:
+                self.refusals += isinstance(exc, RateLimitedError)
                 self.lost_answers += exc.is_sent
-                if exc.is_sent and repeat != "always":
+                self._take_rest(exc)
+                if exc.is_sent and repeat != "always" and _may_repeat(exc):
                     raise UnknownOutcomeError(str(exc)) from exc
                 raise
             finally:
                 self._arrived(bucket)
 
-        return self._once(attempt) if repeat == "never" else self._patiently(attempt)
+        try:
+            return self._once(attempt) if repeat == "never" else self._patiently(attempt)
+        except UnknownOutcomeError as exc:
+            # The look at what became of it comes no sooner than a repetition would, nor does a write after it.
+            self._wait(self._pause_after(exc.__cause__, 1))
+            raise
 
     def make_room(self, calls: int, bucket: str = "default") -> None:
         """Wait until that many calls fit, so that a look and the write that relies on it are not kept apart."""
@@ -186,8 +189,8 @@ class Courier:
             self._patience.sleep(slice_)
             seconds -= slice_
 
-    def _take_rest(self, exc: RateLimitedError) -> None:
-        if exc.is_daily or (exc.pause_seconds or 0) > REST_SECONDS:
+    def _take_rest(self, exc: TransientError) -> None:
+        if not _may_repeat(exc):
             self.resting_until = self._patience.now() + timedelta(seconds=exc.pause_seconds or REST_SECONDS)
 
     def _pause(self, state: RetryCallState) -> float:
@@ -205,6 +208,7 @@ class Courier:
 
 
 def _may_repeat(exc: BaseException) -> bool:
-    if isinstance(exc, RateLimitedError):
-        return not exc.is_daily and (exc.pause_seconds or 0) <= REST_SECONDS
-    return isinstance(exc, TransientError)
+    """Whether it passes within a run. A write's outcome, too, is looked up after a longer rest: by the next run."""
+    if not isinstance(exc, TransientError) or (exc.pause_seconds or 0) > REST_SECONDS:
+        return False
+    return not (isinstance(exc, RateLimitedError) and exc.is_daily)

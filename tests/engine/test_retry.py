@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from syncd.connector import Quota
+from syncd.connector import Quota, Repeat
 from syncd.engine.retry import ATTEMPTS, Courier, Patience
 from syncd.errors import (
     DelayedError,
@@ -90,6 +90,33 @@ def test_a_write_whose_answer_was_lost_is_not_sent_again(courier: Courier) -> No
         courier.call(failing(lost), effect="write", repeat="unsent")
     assert courier.calls["write"] == 1
     assert courier.call(failing(lost), effect="write") == "answer"
+
+
+@pytest.mark.parametrize("repeat", ["unsent", "never"])
+def test_what_became_of_a_write_is_not_asked_before_the_vendor_is_ready(
+    courier: Courier, time: Time, repeat: Repeat
+) -> None:
+    """The look comes no sooner than the vendor asked for, or than a repetition would come."""
+    for asked, least, most in ((42.0, 42.0, 42.25), (None, 0.5, 1.0)):
+        before = sum(time.slept)
+        with pytest.raises(UnknownOutcomeError):
+            courier.call(
+                failing(TransientError("503", is_sent=True, pause_seconds=asked)), effect="write", repeat=repeat
+            )
+        assert least <= sum(time.slept) - before <= most
+
+
+@pytest.mark.parametrize("is_sent", [False, True])
+@pytest.mark.parametrize("repeat", ["always", "unsent", "never"])
+def test_a_vendor_that_is_away_for_long_is_left_alone(
+    courier: Courier, time: Time, repeat: Repeat, is_sent: bool
+) -> None:
+    """An hour of maintenance is not slept through inside a run; what may have been sent is looked up by a later one."""
+    away = TransientError("503", is_sent=is_sent, pause_seconds=3_600)
+    with pytest.raises(TransientError):
+        courier.call(failing(away), effect="write", repeat=repeat)
+    assert time.slept == []
+    assert courier.resting_until == time.at + timedelta(seconds=3_600)
 
 
 def test_a_write_that_was_never_sent_may_be_sent(courier: Courier) -> None:
