@@ -107,6 +107,8 @@ class _Known:
     dependants: Mapping[str, tuple[str, ...]]
     alive: Mapping[str, frozenset[str]]
     """By kind the references that live, of relations that were removed."""
+    again: Mapping[str, Sighted]
+    """By the id of a removed relation another one that stands for the same two by now."""
 
     @classmethod
     def of(cls, ctx: Context, engine: Engine, run: RunRow, deeds: Sequence[Deed]) -> _Known:
@@ -120,6 +122,7 @@ class _Known:
             read_again(ctx, ctx.systems[each], each, kind, addresses)
         rows = {row.side(side).record.id: row for row in store.linked(kind, side, ids[side])}
         created = [deed for deed in deeds if deed.verb == "create"]
+        removed = [deed for deed in deeds if deed.verb == "delete" and deed.kind in RELATIONS]
         return cls(
             ctx,
             rows,
@@ -129,12 +132,14 @@ class _Known:
             {each: store.holds().get((kind, each), {}) for each in Side},
             history.later(engine, ctx.pair, run.id, created),
             history.dependants(engine, ctx.pair, run.id, created),
-            _alive(ctx, side, [deed for deed in deeds if deed.verb == "delete"]),
+            _alive(ctx, side, removed),
+            _again(ctx, side, removed),
         )
 
     def standing(self, deed: Deed) -> Standing:
         ctx, side = self.ctx, deed.side
         target, source = self.targets.get(deed.target), self.sources.get(deed.source or "")
+        target = self.again.get(deed.target, target)
         row = self.rows.get(deed.target)
         bare = ctx.bare(deed.kind) if ctx.currency is not None else frozenset()
         if bare and ctx.currency is not None and target is not None and side is Side.RIGHT:
@@ -184,8 +189,6 @@ def _complete(sighted: Sighted) -> Record:
 
 def _alive(ctx: Context, side: Side, deeds: Sequence[Deed]) -> dict[str, frozenset[str]]:
     """Which of the records that removed relations referred to still live, as their system tells now."""
-    if not deeds or deeds[0].kind not in RELATIONS:
-        return {}
     wanted: dict[str, set[str]] = {}
     for deed in deeds:
         for kind, id_ in deed.refs.items():
@@ -200,3 +203,27 @@ def _alive(ctx: Context, side: Side, deeds: Sequence[Deed]) -> dict[str, frozens
             there |= {id_ for id_, record in records.items() if not record.is_deleted and record.id == id_}
         found[kind] = frozenset(there)
     return found
+
+
+def _again(ctx: Context, side: Side, deeds: Sequence[Deed]) -> dict[str, Sighted]:
+    """By the id of a removed relation what refers to the same two there now, however it came back."""
+    by_refs = {frozenset(deed.refs.items()): deed.target for deed in deeds if deed.refs}
+    if not by_refs:
+        return {}
+    kind = deeds[0].kind
+    parents = {parent for deed in deeds if (parent := _parent(deed)) is not None}
+    below = ctx.store.known_children(side, kind, sorted(parents))
+    known = _below(ctx, kind, side, below)
+    alike = [below[id_] for id_, sighted in known.items() if frozenset(sighted.record.refs.items()) in by_refs]
+    read_again(ctx, ctx.systems[side], side, kind, alike)
+    now = _below(ctx, kind, side, [address.id for address in alike])
+    return {
+        by_refs[refs]: sighted
+        for sighted in now.values()
+        if not sighted.record.is_deleted and (refs := frozenset(sighted.record.refs.items())) in by_refs
+    }
+
+
+def _below(ctx: Context, kind: str, side: Side, ids: Iterable[str]) -> dict[str, Sighted]:
+    some = list(ids)
+    return _sighted(ctx, kind, side, some, ctx.store.linked(kind, side, some))

@@ -219,6 +219,22 @@ def test_a_relation_that_the_run_removed_is_made_again(world: World) -> None:
     assert world.crm.all("deal_contact") == []
 
 
+def test_a_relation_that_came_back_under_another_id_is_not_made_a_second_time(world: World) -> None:
+    """Whoever brought it back, an earlier undo or a person: what stands for the same two is the relation."""
+    ids = linked(world)
+    world.hub.remove("deal_contact", ids["prospect"])
+    world.clock.sleep(400)
+    world.run()
+    run_id = world.context_of_last_run.run_id
+    world.undo(run_id)
+    (role,) = world.crm.all("deal_contact")
+    writes = world.writes()
+    report = world.undo(run_id)
+    assert (report.operations, world.plan_id, world.writes()) == (0, None, writes)
+    assert world.crm.all("deal_contact") == [role]
+    assert reasons(world) == {"there again"}
+
+
 def test_a_record_that_the_run_removed_is_listed_with_the_way_back(engine: Engine) -> None:
     """What only a person can bring back is not made a second time."""
     world = World(engine)
