@@ -162,8 +162,10 @@ def _field_story(found: Mapping[str, Any]) -> Iterator[str]:
 def _write_story(last: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
     side = _name(last["side"], found)
     yield f"  syncd wrote it to {side} {_time(last['at'])}: {_told(last['old'])} became {_told(last['new'])}"
-    now = found[last["side"]]["value"]
-    if now != last["new"]:
+    now, stored = found[last["side"]]["value"], last["stored"]
+    if stored != last["new"]:
+        yield f"  {side} accepted that, and then held {_told(stored)}"
+    if now != stored:
         yield f"  since then {side} changed it to {_told(now)}"
     yield f"  why: {_RULES.get(last['rule'], last['rule']).format(crm=found['pair'])}"
     for name, each in (last["candidates"] or {}).items():

@@ -314,6 +314,7 @@ def _entry(row: Row[Any]) -> dict[str, Json]:
         "field": row.field or None,
         "old": _shown(row.old),
         "new": _shown(row.new),
+        "stored": _shown(row.stored),
         "rule": row.rule,
         "propstreet": row.left_id,
         "crm": row.right_id,
