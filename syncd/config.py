@@ -633,7 +633,9 @@ class LimitsConfig(_Strict):
 
     deletes: LimitConfig = _brake("Deletions in one run, per kind and side.", _USUAL.deletes)
     deletes_in_a_day: LimitConfig = _brake(
-        "Deletions within 24 hours that no person said yes to, per kind and side.", _USUAL.deletes_in_a_day
+        "Deletions within 24 hours that no person said yes to, per kind and side. What a run may, a day may: "
+        "where it is not set, it grows with a higher limit of deletes.",
+        _USUAL.deletes_in_a_day,
     )
     creates: LimitConfig = _brake("Creations in one run, per kind and side.", _USUAL.creates)
     blankings: LimitConfig = _brake("Records of which a run empties fields.", _USUAL.blankings)
@@ -760,10 +762,13 @@ class TenantConfig(_Strict):
 
     def limits(self, pair: PairConfig) -> Limits:
         """The pair's brakes: the usual ones under the tenant's own."""
-        own = pair.limits
+        own, day = pair.limits, _USUAL.deletes_in_a_day
+        deletes = own.deletes.over(_USUAL.deletes)
         return Limits(
-            deletes=own.deletes.over(_USUAL.deletes),
-            deletes_in_a_day=own.deletes_in_a_day.over(_USUAL.deletes_in_a_day),
+            deletes=deletes,
+            deletes_in_a_day=own.deletes_in_a_day.over(
+                Limit(max(day.floor, deletes.floor), max(day.share, deletes.share))
+            ),
             creates=own.creates.over(_USUAL.creates),
             blankings=own.blankings.over(_USUAL.blankings),
             one_field=own.one_field.over(_USUAL.one_field),

@@ -174,6 +174,22 @@ def test_words_and_numbers_stay_the_text_that_stands_there(tmp_path: Path) -> No
     assert deal.rules().policies == {"amount": Policy(Flow.OFF)}
 
 
+@pytest.mark.parametrize(
+    ("set_", "day"),
+    [
+        ("deletes: {floor: 500, share: 0.9}", Limit(500, 0.9)),
+        ("deletes: {floor: 10, share: 0.01}", Limit(20, 0.2)),
+        ("deletes: {share: 1}", Limit(20, 1.0)),
+        ("deletes: {floor: 500}, deletes_in_a_day: {floor: 3}", Limit(3, 0.2)),
+        ("deletes: {floor: 500, share: 1}, deletes_in_a_day: {floor: 0, share: 0}", Limit(0, 0.0)),
+    ],
+)
+def test_what_a_run_may_delete_a_day_may_unless_the_file_says_less(tmp_path: Path, set_: str, day: Limit) -> None:
+    """Whoever raises the limit of a run is not stopped by a smaller one that the file does not name."""
+    tenant = tenant_of(tmp_path, with_pair(f"limits: {{{set_}}}"))
+    assert tenant.limits(tenant.pairs[0]).deletes_in_a_day == day
+
+
 def test_a_part_of_a_block_leaves_the_defaults_of_the_rest(tmp_path: Path) -> None:
     """Setting one key of a block does not unset the kind's own defaults beside it."""
     tenant = tenant_of(
@@ -182,7 +198,7 @@ def test_a_part_of_a_block_leaves_the_defaults_of_the_rest(tmp_path: Path) -> No
         + "    kinds: {deal: {create: {in_crm: false}}, deal_contact: {deletes: {to_propstreet: archive}}}\n",
     )
     (pair,) = tenant.pairs
-    assert tenant.limits(pair) == Limits(deletes=Limit(50, 0.05))
+    assert tenant.limits(pair) == Limits(deletes=Limit(50, 0.05), deletes_in_a_day=Limit(50, 0.2))
     assert tenant.rules(pair)["deal"] == KindRules(create_in_left=None, create_in_right=False)
     assert tenant.rules(pair)["deal_contact"].deletes_to_right is OnDelete.ARCHIVE
     assert tenant.rules(pair)["deal_contact"].deletes_to_left is OnDelete.ARCHIVE
