@@ -101,8 +101,13 @@ CALLS: Final[Mapping[str, Endpoint]] = {
     "associated": Endpoint(
         "POST", "/crm/v4/associations/{one}/{other}/batch/read", frozenset({200, 207}), bucket="associations"
     ),
-    "associate": Endpoint("POST", "/crm/v4/associations/{one}/{other}/batch/create", _MIXED, "write", "associations"),
-    "dissociate": Endpoint("POST", "/crm/v4/associations/{one}/{other}/batch/archive", _GONE, "write", "associations"),
+    # Both would take with them a label that somebody put on meanwhile: what is put on replaces what is there (7).
+    "associate": Endpoint(
+        "POST", "/crm/v4/associations/{one}/{other}/batch/create", _MIXED, "write", "associations", "never"
+    ),
+    "dissociate": Endpoint(
+        "POST", "/crm/v4/associations/{one}/{other}/batch/archive", _GONE, "write", "associations", "never"
+    ),
     "unlabel": Endpoint(
         "POST", "/crm/v4/associations/{one}/{other}/batch/labels/archive", _GONE, "write", "associations"
     ),

@@ -103,17 +103,22 @@ class _Batch:
         self._drop_outdated()
         for entry in [each for each in self.entries if self._is_held(each.operation)]:
             self._drop(entry, "held still since the plan was made")
+        self.entries = self._look_and_send(is_fresh=is_backfill)
         while self.entries:
-            self.entries = self._look_and_send(is_backfill=is_backfill)
+            self.entries = self._look_and_send(is_fresh=False, is_delayed=True)
 
-    def _look_and_send(self, *, is_backfill: bool) -> list[Entry]:
-        """Send what still may be sent; answers with what was refused for a while, and needs another look by now."""
+    def _look_and_send(self, *, is_fresh: bool, is_delayed: bool = False) -> list[Entry]:
+        """Send what still may be sent; answers with what was refused for a while, and needs another look by now.
+
+        ``is_fresh``: everything was listed a moment ago. ``is_delayed``: time has passed since this was planned.
+        """
         if self.verb in ("update", "delete") and not self.capability.is_conditional:
             self._read_before_write()
         if self.verb == "create":
             self._read_before_replacing()
         writes = self._writes()
-        if self.verb == "create" and self.side is Side.RIGHT and self.capability.can_mark and not is_backfill:
+        is_known = is_delayed or (self.capability.can_mark and not is_fresh)
+        if self.verb == "create" and self.side is Side.RIGHT and is_known:
             writes = self._without_standing(writes)
         if not writes:
             return []

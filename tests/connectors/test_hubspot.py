@@ -843,6 +843,29 @@ def test_a_new_prospect_leaves_the_labels_that_are_there(
     assert hub.associations("deals", deal, "contacts") == {person: {"Lawyer", "Contacted"}}
 
 
+def test_a_refused_association_is_not_sent_again_without_another_look(
+    connector: HubSpotConnector, hub: HubSpotEmulator, deal: str, person: str
+) -> None:
+    """What is put on replaces what is there; so does what is taken off: what was put on meanwhile would go with it."""
+    path = "associations/deals/contacts/batch/(create|archive)$"
+    hub.faults.append(Fault(path=path, status=429, times=1))
+    wish = create("deal_contact", "y", {"classification": "contacted"}, deal=deal, contact=person)
+    (outcome,) = connector.write([wish])
+    assert outcome.verdict is Verdict.DELAYED
+    hub.associate("deals", deal, "contacts", person, ("Lawyer",))
+    assert connector.find([wish]).keys() == {wish.key}
+    done(connector.write([wish]))
+    assert hub.associations("deals", deal, "contacts") == {person: {"Lawyer", "Contacted"}}
+    hub.dissociate("deals", deal, "contacts", person, ("Lawyer",))
+    id_ = f"{deal}:contact:{person}"
+    hub.faults.append(Fault(path=path, status=429, times=1))
+    (outcome,) = connector.write([change("delete", connector.read("deal_contact", [Address(id_, deal)])[id_])])
+    assert outcome.verdict is Verdict.DELAYED
+    hub.associate("deals", deal, "contacts", person, ("Lawyer",))
+    done(connector.write([change("delete", connector.read("deal_contact", [Address(id_, deal)])[id_])]))
+    assert hub.associations("deals", deal, "contacts") == {person: {"Lawyer"}}
+
+
 def test_a_company_is_a_prospect_only_with_our_label(
     connector: HubSpotConnector, hub: HubSpotEmulator, deal: str
 ) -> None:

@@ -263,6 +263,33 @@ def test_what_is_edited_while_a_refused_write_waits_is_not_written_over(state: S
     assert "Berg" not in [row.old for row in world.rows(s.change_log) if row.new == "Bergh"]
 
 
+def test_a_relation_refused_for_a_while_is_looked_for_before_it_is_put_on_again(state: State) -> None:
+    """Somebody may have put it on meanwhile, with what we know nothing of: then that one is taken."""
+    world = World(state)
+    ids = seed(world)
+    world.settle()
+    other = world.hub.add("contact", {"last_name": "Ek", "email": "ek@nordhaus.se"})
+    world.settle()
+    refs = {"deal": world.links("deal")[ids["deal"]], "contact": world.links("contact")[other]}
+    world.hub.add("deal_contact", {"classification": "bidder"}, refs={"deal": ids["deal"], "contact": other})
+    world.crm.faults.append(MemoryFault("write", "before", times=1))
+    made: list[str] = []
+
+    def put_on(moment: str) -> None:
+        world.crm.on_write = lambda moment: None
+        made.append(world.crm.add("deal_contact", {"classification": "contacted"}, refs=refs))
+
+    world.crm.on_write = put_on
+    world.crm.calls.clear()
+    world.run()
+    told = [
+        method for method, kind, _ in world.crm.calls if kind == "deal_contact" and method in ("find", "write create")
+    ]
+    assert told == ["write create", "find", "write create"]
+    (role,) = [each for each in world.crm.all("deal_contact") if dict(each.refs) == refs]
+    assert role.id == made[0]
+
+
 def test_a_write_refused_for_a_while_is_made_in_the_same_run(state: State) -> None:
     """Another look, and it is sent again; nothing of it is told twice."""
     world = World(state)
