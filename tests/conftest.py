@@ -1,10 +1,11 @@
-"""One real PostgreSQL for the whole suite; a fresh, empty schema for each test that asks."""
+"""One real PostgreSQL for the whole suite; empty tables for each test that asks."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 
 from syncd.state import embedded, migrate
+from syncd.state import schema as s
 from tests.engine.world import PostgresState, State
 from tests.simulation.memory_rows import MemoryState
 
@@ -56,16 +58,30 @@ def template(database_url: str) -> str:
 @pytest.fixture
 def empty_database(database_url: str) -> Iterator[str]:
     """The URL of a database without any table."""
-    yield from _database(database_url, None)
+    with _database(database_url, None) as url:
+        yield url
 
 
-@pytest.fixture
-def engine(database_url: str, template: str) -> Iterator[Engine]:
-    """A database that holds syncd's tables and nothing else."""
-    for url in _database(database_url, template):
+@pytest.fixture(scope="session")
+def shared_engine(database_url: str, template: str) -> Iterator[Engine]:
+    """A database for all tests of this process, one after the other: SQL that was compiled once serves them all."""
+    with _database(database_url, template) as url:
         engine = create_engine(url)
         yield engine
         engine.dispose()
+
+
+@pytest.fixture
+def engine(shared_engine: Engine) -> Iterator[Engine]:
+    """A database that holds syncd's tables and nothing else."""
+    yield shared_engine
+    shared_engine.dispose()
+    with shared_engine.begin() as tx:
+        tx.execute(text(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        ))  # fmt: skip
+        tx.execute(text(f"TRUNCATE {', '.join(s.metadata.tables)} RESTART IDENTITY"))
 
 
 @pytest.fixture(params=["postgres", "memory"])
@@ -76,6 +92,7 @@ def state(request: pytest.FixtureRequest) -> State:
     return PostgresState(request.getfixturevalue("engine"))
 
 
+@contextmanager
 def _database(url: str, template: str | None) -> Iterator[str]:
     name = f"test_{os.getpid()}_{next(_serial)}"
     admin = create_engine(url, isolation_level="AUTOCOMMIT")
