@@ -98,8 +98,7 @@ class Schedule:
     def _run(self, tenant: TenantConfig, pair: PairConfig) -> None:
         """One tick: what one pair meets never reaches another."""
         try:
-            if not self._is_paused(f"{tenant.tenant}/{pair.name}"):
-                run_pair(self._service, tenant, pair, "run", is_sweep=False, visits=pair.visits, is_scheduled=True)
+            run_pair(self._service, tenant, pair, "run", is_sweep=False, visits=pair.visits, is_scheduled=True)
         except SyncdError as exc:
             self._log.error("run.failed", tenant=tenant.tenant, pair=pair.name, problem=str(exc))
 
@@ -159,12 +158,6 @@ class Schedule:
             prune(self._service)
         except (SyncdError, SQLAlchemyError):
             self._log.exception("history.unpruned")
-
-    def _is_paused(self, pair_id: str) -> bool:
-        try:
-            return pairs.find(self._service.engine, pair_id).paused_at is not None
-        except SyncdError:
-            return False  # not registered before its first run
 
     def stop(self) -> None:
         """Start nothing more; the runs in hand settle the call they are in, and end."""

@@ -335,6 +335,9 @@ def run_pair(
         is_held = known.approved_at is not None or is_scheduled
         if known.halted_reason is not None and is_held and reason in ("run", "backfill"):
             return replace(nothing, state="halted", plan_id=known.halted_plan, message=known.halted_reason)
+        if known.paused_at is not None and reason in ("run", "backfill"):
+            message = f"paused by a person; go on with: syncd resume {tenant.tenant} --pair {pair.name}"
+            return replace(nothing, state="halted", message=message)
         if until := pairs.resting_until(service.engine, pair_id, service.now()):
             return replace(nothing, state="resting", message=f"a vendor asked to be left alone until {until:%F %T} UTC")
         held = lease.acquire(service.engine, pair_id, f"{service.holder}:{service.new_id()[:8]}", service.now())

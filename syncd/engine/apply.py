@@ -117,8 +117,8 @@ class _Batch:
         if self.verb == "create":
             self._read_before_replacing()
         writes = self._writes()
-        is_known = is_delayed or (self.capability.can_mark and not is_fresh)
-        if self.verb == "create" and self.side is Side.RIGHT and is_known:
+        is_sought = is_delayed or (self.capability.can_mark and not is_fresh)
+        if self.verb == "create" and self.side is Side.RIGHT and is_sought:
             writes = self._without_standing(writes)
         if not writes:
             return []

@@ -190,6 +190,24 @@ def test_without_approval_every_run_halts_again(desk: Desk) -> None:
     pair.assert_in_step()
 
 
+def test_a_paused_pair_is_left_alone_by_a_run_as_well(desk: Desk) -> None:
+    """Whoever says run forgets who said pause: nothing is asked or written until somebody says resume."""
+    pair = desk.tenant("hubspot")
+    pair.seed(contacts=1, deals=0)
+    in_step(pair)
+    assert syncd("pause", "nordhaus").code == 0
+    pair.hub_rename("hub0@example.com", "Later")
+    calls = len(pair.crm.log), len(pair.hub.log)
+    for command in ("run", "backfill"):
+        said = syncd(command, "nordhaus")
+        assert said.code == 4
+        assert "  paused by a person; go on with: syncd resume nordhaus --pair hubspot" in said.out.splitlines()
+    assert (len(pair.crm.log), len(pair.hub.log)) == calls
+    assert syncd("resume", "nordhaus").code == 0
+    assert syncd("run", "nordhaus").code == 0
+    assert pair.picture()["crm contact"]["hub0@example.com", "Hanna0", "Later"] == 1
+
+
 @pytest.mark.parametrize("connector", CRMS)
 def test_one_record_is_paused_and_let_go_by_its_ref(desk: Desk, connector: str) -> None:
     """Named by the CRM's id or by Propstreet's; listed with its reason; one that nobody knows is an error."""
