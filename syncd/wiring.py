@@ -43,6 +43,7 @@ from syncd.engine.context import Context, PairRules, Report, System
 from syncd.engine.retry import Courier, Patience
 from syncd.engine.run import Order, Reason, execute, execute_plan, execute_undo
 from syncd.errors import (
+    AuthError,
     ConfigError,
     HaltedError,
     LeaseLostError,
@@ -170,6 +171,8 @@ class Result:
     least: Mapping[str, int] = field(default_factory=dict)
     write_calls: int = 0
     is_config: bool = False
+    is_rotated: bool = False
+    """A credential was refused, and another one stands in its place by now."""
 
     @property
     def leftovers(self) -> tuple[Leftover, ...]:
@@ -235,10 +238,7 @@ def _open(
     """
     key = (tenant.tenant, pair.name, is_dry, share)
     fingerprint = tenant.fingerprint(pair)
-    secrets = {
-        side: {name: ref.read() for name, ref in source.auth.items()}
-        for side, source in ((Side.LEFT, tenant.propstreet), (Side.RIGHT, pair))
-    }
+    secrets = _secrets(tenant, pair)
     with service._lock:
         opened = service._opened.pop(key, None)
     if opened is not None:
@@ -258,6 +258,14 @@ def _open(
             settings = replace(settings_of(tenant, pair, side), auth=_fixed(secrets[side]))
             connectors[side] = load(name)(settings, couriers[side], service.now)
     return _kept(service, key, _Opened(connectors, couriers, fingerprint, secrets))
+
+
+def _secrets(tenant: TenantConfig, pair: PairConfig) -> dict[Side, dict[str, str]]:
+    """The credentials as they are now. Raises ConfigError for one that is gone."""
+    return {
+        side: {name: ref.read() for name, ref in source.auth.items()}
+        for side, source in ((Side.LEFT, tenant.propstreet), (Side.RIGHT, pair))
+    }
 
 
 def _kept(service: Service, key: tuple[str, str, bool, float | None], opened: _Opened) -> _Opened:
@@ -357,9 +365,12 @@ def run_pair(
         is_waived=known.is_waived,
     )
     with _running(service, held, log) as stack:
-        return _run(
-            service, stack, tenant, pair, held, order, rules, plan_id, progress, log, undone=undone, is_dry=is_dry
+        once = partial(
+            _run, service, stack, tenant, pair, held, order, rules, plan_id, progress, log, undone=undone, is_dry=is_dry
         )
+        result = once()
+        # Rotated while it ran: what is proved to be the same account goes on where it stopped.
+        return once() if result.is_rotated else result
 
 
 def _outwait(service: Service, pair_id: str, log: Any) -> None:
@@ -403,7 +414,7 @@ def _run(
     if order.reason == "backfill":
         order = replace(order, anew_before=journal.unfinished_backfill() or started_at)
     journal.begin_run(run_id, order.reason, started_at)
-    state, message, is_config, ctx = "failed", "", False, None
+    state, message, is_config, is_rotated, ctx = "failed", "", False, False, None
     opened: _Opened | None = None
     before: dict[Side, tuple[int, int]] = {}
     try:
@@ -465,6 +476,7 @@ def _run(
     except SyncdError as exc:
         message = str(exc)
         if opened is not None:
+            is_rotated = isinstance(exc, AuthError) and _is_rotated(tenant, pair, opened)
             _rest(service, held.pair, pair.connector, opened)
             opened.checked_at = None
     except Exception:
@@ -481,8 +493,16 @@ def _run(
         log.info("run.finished", state=state, seconds=(service.now() - started_at).total_seconds(), calls=made,
                  **report.as_json())  # fmt: skip
     return Result(
-        tenant.tenant, pair.name, pair.connector, state, report, plan_id, message, made, least, writes, is_config
-    )
+        tenant.tenant, pair.name, pair.connector, state, report, plan_id, message, made, least, writes,
+        is_config, is_rotated,
+    )  # fmt: skip
+
+
+def _is_rotated(tenant: TenantConfig, pair: PairConfig, opened: _Opened) -> bool:
+    try:
+        return _secrets(tenant, pair) != opened.secrets
+    except ConfigError:
+        return False
 
 
 def _cost(

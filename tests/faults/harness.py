@@ -67,12 +67,13 @@ class Pair:
         }
 
     def _secrets(self, connection: str, auth: Mapping[str, str]) -> dict[str, dict[str, str]]:
-        found = {}
-        for name, secret in auth.items():
-            file = self.folder.parent / f"{self.tenant_name}-{connection}-{name}"
-            file.write_text(secret)
-            found[name] = {"file": str(file)}
-        return found
+        return {name: {"file": str(self.put_secret(connection, name, secret))} for name, secret in auth.items()}
+
+    def put_secret(self, connection: str, name: str, secret: str) -> Path:
+        """Write a credential where the tenant's file says that it is; returns that place."""
+        file = self.folder.parent / f"{self.tenant_name}-{connection}-{name}"
+        file.write_text(secret)
+        return file
 
     @property
     def file(self) -> Path:

@@ -260,6 +260,27 @@ def test_a_token_that_expires_in_the_middle_of_a_run_is_renewed_once(make: Make,
     recover(world)
 
 
+def test_a_static_token_that_is_rotated_in_the_middle_of_a_run_is_taken_up(make: Make) -> None:
+    """The new one stands where the old one stood, which is revoked: the account is proved again and the run goes on."""
+    world = make("hubspot")
+    crm = world.crm
+    assert isinstance(crm, HubSpotEmulator)
+    for each in range(12):
+        world.hub_contact(each)
+
+    def rotate() -> None:
+        crm.allow("pat-new")
+        world.put_secret("hubspot", "access_token", "pat-new")
+        crm.revoke(crm.auth["access_token"])
+
+    meanwhile(crm, *WRITES["hubspot"], rotate)
+    assert world.run("backfill").state == "done"
+    assert Counter(call.status for call in crm.log)[401] == 1
+    assert len(crm.calls("GET", "/account-info/")) == 2
+    recover(world)
+    assert world.picture()["crm contact"].total() == 12
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_credential_that_is_worthless_stops_the_pair_and_writes_nothing(make: Make, system: str) -> None:
     """A token that stays refused is asked for once more and no oftener; the message names no secret."""
