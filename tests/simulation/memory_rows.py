@@ -330,7 +330,7 @@ class MemoryState:
     def hint(self, side: Side, kind: str, parents: Collection[str]) -> None:
         """Something moved below these: the next run visits them first."""
         with self.changing(self):
-            for parent in parents:
+            for parent in dict.fromkeys(parents):
                 if (row := self.feed.rows.get((side, kind, parent))) is not None:
                     self.feed.change(row, {"hints": row["hints"] + 1})
 

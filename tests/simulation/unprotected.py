@@ -175,11 +175,11 @@ def _no_fence() -> AbstractContextManager[object]:
 EIGHT: Final = (
     Unprotected(
         "no overlap", "A feed is read from its watermark on, not from some time before it.",
-        "convergence", _no_overlap, 6,
+        "convergence", _no_overlap, 3,
     ),
     Unprotected(
         "watermark first", "A feed advances before what its pages showed is written down.",
-        "state", _watermark_first, 24,
+        "state", _watermark_first, 30,
     ),
     Unprotected(
         "base as sent", "The base is what was sent, not what the system returned.",
@@ -187,7 +187,7 @@ EIGHT: Final = (
     ),
     Unprotected(
         "no journal", "That an operation may have been sent is not written down before it is sent.",
-        "no loss", _no_journal, 16,
+        "no loss", _no_journal, 7,
     ),
     Unprotected(
         "no second look", "A system without conditional writes is written without reading it again.",
