@@ -438,7 +438,7 @@ class _Batch:
         if target is None:
             if found is not None:
                 self._adopt(entry, found, FOUND)
-        elif found is not None and target.id in self.links and self._has_other_values(entry, found):
+        elif target.id in self.links and self._has_other_values(entry, found):
             self._keep_losers(entry, self.links[target.id], found)
         self._ends.append((entry, "failed", "its answer was lost"))
         return [target] if target is not None else []
@@ -462,11 +462,12 @@ class _Batch:
         """Whether what stands there instead of a create is linked already."""
         return self.verb == "create" and bool(self.ctx.store.counterparts(self.kind, self.side, [found.id]))
 
-    def _has_other_values(self, entry: Entry, found: Record) -> bool:
-        """Whether a field of an update says something else than before it."""
+    def _has_other_values(self, entry: Entry, found: Record | None) -> bool:
+        """Whether a field of an update says something else than before it, or what it said went with its record."""
         types = self.ctx.fields(self.kind).types
-        return self.verb == "update" and any(
-            not same(types[name], found.values.get(name), entry.before.get(name)) for name in entry.steps
+        return self.verb == "update" and (
+            found is None
+            or any(not same(types[name], found.values.get(name), entry.before.get(name)) for name in entry.steps)
         )
 
     def _done(self, entry: Entry, record: Record | None) -> None:

@@ -61,6 +61,11 @@ KNOWN: Final[dict[str, Case]] = {
             170,
         ],
     ),
+    "what an update replaced went untold with its record, merged away before the lost answer was looked up": keeping(
+        40_207,
+        200,
+        [0, 3, 4, 5, 6, 7, 10, 11, 12, 16, 17, 22, 23, 24, 28, 30, 31, 34, 35, 39, 40, 41, 47, 48, 49, 53, 55],
+    ),
     "an edit that was committed while a refused write waited was written over": Case(23_834, 200),
     "a prospect whose deal was hidden stayed aside when that was shown again": keeping(
         10_758, 200, [81, 82, 91, 131, 136, 138]

@@ -387,7 +387,7 @@ class Vendor:
             changed[name] = (before, value)
             if self.is_late and isinstance(before, frozenset):
                 self.taken_off |= before - (value if isinstance(value, frozenset) else frozenset())
-            is_persons = row.by.get(name) == PERSON and before is not None
+            is_persons = row.by.get(name) == PERSON and before is not None and not self.is_late
             if is_persons and not same(FIELDS[record.kind][name], before, value) and not isinstance(before, frozenset):
                 self.overwritten.append((record.kind, record.id, name, before))
         if write.counterpart is not None:
