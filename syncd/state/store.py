@@ -163,10 +163,11 @@ class Store:
                 current = row["watermark"] if row is not None else None
                 watermark = advance(current, seen)
                 visited_at, heard = (row["visited_at"], row["heard"]) if row is not None else (None, 0)
+                if parent in visited:
+                    visited_at, heard = at, visited[parent]
                 if row is None or watermark != current or parent in visited:
-                    note = (at, visited[parent]) if parent in visited else (visited_at, heard)
-                    stamps = dict(zip(("visited_at", "heard"), note, strict=True))
-                    rows.append(self._feed_row(side, kind, parent, watermark) | stamps)
+                    noted = {"visited_at": visited_at, "heard": heard}
+                    rows.append(self._feed_row(side, kind, parent, watermark) | noted)
             self.rows.save_feeds(rows)
 
     def _feed_row(self, side: Side, kind: str, parent: str, watermark: str | None) -> dict[str, object]:
