@@ -253,6 +253,9 @@ class Store:
                     refreshed.append({"id": link["id"], **seen_of(side, record)})
                     touched.append(record.id)
             self.rows.save_sightings(upserts)
+            # What was merged away is there no more, though nothing that links here says so.
+            absorbed = self.rows.sightings(side, kind, set(formerly) - set(ids)) if formerly else []
+            drops += [row["id"] for row in absorbed if not row["is_linked"]]
             self.rows.drop_sightings(side, kind, drops)
             moved = [links[row["id"]] for row in upserts if row["id"] in links]
             self._revive((link["id"], link["state"]) for link in moved)

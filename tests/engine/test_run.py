@@ -747,6 +747,26 @@ def test_a_linked_record_merged_into_a_linked_one_waits_for_a_person(world: Worl
     assert [(row.left_id, row.right_id) for row in world.rows(s.conflict)] == [(loser, links[loser])]
 
 
+def test_a_record_without_a_link_that_was_merged_away_is_met_no_more(state: State) -> None:
+    """Only the survivor tells of it: whoever comes back to it finds nobody, and is made anew."""
+    held = KindRules(deletes_to_left=OnDelete.HOLD, deletes_to_right=OnDelete.IGNORE)
+    world = World(state, kinds=rules(company=held))
+    here, there = (world.hub.add("company", {"name": name, "domain": f"{name}.se"}) for name in ("gone", "stays"))
+    world.run()
+    links = world.links("company")
+    world.hub.remove("company", here)
+    world.settle()
+    # As HubSpot does it: the loser leaves every listing, and the survivor lists its id.
+    del world.crm.records["company"][links[here]]
+    world.crm.change("company", links[there], formerly=(links[here],))
+    world.settle()
+    world.hub.restore("company", here)
+    world.settle()
+    anew = world.links("company")[here]
+    assert anew != links[here]
+    assert world.crm.get("company", anew).values["name"] == "gone"
+
+
 def test_a_closed_deal_is_never_written_and_listed_with_its_reason(world: World) -> None:
     """A locked record gives but does not take."""
     ids = seed(world)
