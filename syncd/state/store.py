@@ -233,9 +233,11 @@ class Store:
         formerly = [old for record in records for old in record.formerly]
         with self.transaction():
             links = {row[f"{side}_id"]: row for row in self.rows.links(side, kind, [*ids, *formerly])}
-            seen = {row["id"]: row for row in self.rows.sightings(side, kind, ids)}
+            seen = {row["id"]: row for row in self.rows.sightings(side, kind, [*ids, *formerly])}
             upserts: list[Row] = []
-            drops: list[str] = []
+            # What was merged away is there no more, though nothing that links here says so.
+            absorbed = seen.keys() - set(ids)
+            drops = [id_ for id_ in sorted(absorbed) if not seen[id_]["is_linked"]]
             refreshed: list[Row] = []
             touched: list[str] = []
             for record in records:
@@ -253,9 +255,6 @@ class Store:
                     refreshed.append({"id": link["id"], **seen_of(side, record)})
                     touched.append(record.id)
             self.rows.save_sightings(upserts)
-            # What was merged away is there no more, though nothing that links here says so.
-            absorbed = self.rows.sightings(side, kind, set(formerly) - set(ids)) if formerly else []
-            drops += [row["id"] for row in absorbed if not row["is_linked"]]
             self.rows.drop_sightings(side, kind, drops)
             moved = [links[row["id"]] for row in upserts if row["id"] in links]
             self._revive((link["id"], link["state"]) for link in moved)
