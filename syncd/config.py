@@ -1169,6 +1169,16 @@ class RetentionConfig(_Strict):
     runs: Duration = Field(default=timedelta(days=90), description="Runs that changed nothing which is remembered.")
 
 
+class WebConfig(_Strict):
+    """Where the service listens, and what it is called from outside."""
+
+    host: Filled = Field(default="127.0.0.1", description="The address to listen on; 0.0.0.0 in a container.")
+    port: int = Field(default=8766, ge=1, le=65535, description="The port to listen on.")
+    public_url: Url | None = Field(
+        default=None, description="How the outside reaches it, https://syncd.example.com: webhooks are sent there."
+    )
+
+
 class ServiceConfig(_Strict):
     """The service itself, as ``syncd.yaml`` and the environment say. Relative paths start at the working directory."""
 
@@ -1180,6 +1190,7 @@ class ServiceConfig(_Strict):
     workers: int = Field(default=4, ge=1, le=64, description="How many pairs run at once.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="What is logged.")
     retention: RetentionConfig = Field(default_factory=RetentionConfig, description="How long history is kept.")
+    web: WebConfig = Field(default_factory=WebConfig, description="Health, metrics, webhooks, the operator's page.")
 
 
 #: Environment variables that win over the file.

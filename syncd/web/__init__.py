@@ -1,0 +1,16 @@
+"""What the daemon shows and hears over HTTP: health, metrics, webhooks, the operator's page.
+
+Each module answers ``routes(site)``; ``application`` puts them together. Handlers are synchronous and
+run in a bounded pool of threads, so that a slow page never stops a probe or a webhook.
+"""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+
+from syncd.web.site import Site
+
+
+def application(site: Site) -> Starlette:
+    """Everything that ``syncd serve`` answers to."""
+    return Starlette(routes=[])
