@@ -18,10 +18,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 import yaml
 from pydantic import (
@@ -643,6 +644,47 @@ class LimitsConfig(_Strict):
     vanished: LimitConfig = _brake("Known records that a listing lacks.", _USUAL.vanished)
 
 
+def _clock_time(said: object) -> object:
+    """Hours and minutes as minutes after midnight."""
+    text = str(said)
+    if isinstance(said, str) and re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", text):
+        return int(text[:2]) * 60 + int(text[3:])
+    if isinstance(said, str):
+        raise _refusal(f"{_shown(text)} is not a time of day", 'Write it like "22:00".')
+    return said
+
+
+def _time_zone(said: str) -> str:
+    try:
+        ZoneInfo(said)
+    except (KeyError, ValueError, OSError):
+        raise _refusal(f"{_shown(said)} is not a time zone", "Write it like Europe/Stockholm.") from None
+    return said
+
+
+ClockTime: TypeAlias = Annotated[
+    int, BeforeValidator(_clock_time), WithJsonSchema({"type": "string", "pattern": "^([01][0-9]|2[0-3]):[0-5][0-9]$"})
+]
+
+
+class QuietConfig(_Strict):
+    """Hours of each day in which no scheduled run begins. What moves meanwhile travels afterwards."""
+
+    since: ClockTime = Field(description='When they begin, by the clock of time_zone: "22:00".')
+    until: ClockTime = Field(description='When they end: "06:00". Before since, it is on the next day.')
+    time_zone: Annotated[str, AfterValidator(_time_zone)] = Field(
+        default="UTC", description="Whose clock: Europe/Stockholm."
+    )
+
+    def covers(self, at: datetime) -> bool:
+        """Whether an instant is within them."""
+        here = at.astimezone(ZoneInfo(self.time_zone))
+        minute = here.hour * 60 + here.minute
+        if self.since <= self.until:
+            return self.since <= minute < self.until
+        return minute >= self.since or minute < self.until
+
+
 class PairConfig(ConnectionConfig):
     """A CRM connection, and what is synced with it."""
 
@@ -659,6 +701,9 @@ class PairConfig(ConnectionConfig):
         default=timedelta(seconds=30),
         description="How often to look for changes: 30s, 5m, 1h, 1d.",
         json_schema_extra={"default": "30s"},
+    )
+    quiet: QuietConfig | None = Field(
+        default=None, description="Hours in which no scheduled run begins: since, until, time_zone. Default: none."
     )
     share_of_quota: float = Field(
         default=0.6,
@@ -781,7 +826,7 @@ class TenantConfig(_Strict):
             "tenant": self.tenant,
             "compare_every": self.compare_every.total_seconds(),
             "propstreet": self.propstreet.model_dump(mode="json"),
-            "pair": pair.model_dump(mode="json", exclude={"limits"}),
+            "pair": pair.model_dump(mode="json", exclude={"limits", "quiet"}),
             "limits": asdict(self.limits(pair)),
         }
         return hashlib.sha256(json.dumps(effective, sort_keys=True).encode()).hexdigest()
@@ -1188,6 +1233,11 @@ class ServiceConfig(_Strict):
     data_dir: Path | None = Field(default=None, description="Where local data lives. Default: the platform's folder.")
     tenants: Path = Field(default=FOLDER, description="The folder of tenant files.")
     workers: int = Field(default=4, ge=1, le=64, description="How many pairs run at once.")
+    grace: Duration = Field(
+        default=timedelta(seconds=30),
+        description="How long runs in hand may take to settle their last call after SIGTERM.",
+        json_schema_extra={"default": "30s"},
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="What is logged.")
     retention: RetentionConfig = Field(default_factory=RetentionConfig, description="How long history is kept.")
     web: WebConfig = Field(default_factory=WebConfig, description="Health, metrics, webhooks, the operator's page.")

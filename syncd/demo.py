@@ -12,6 +12,7 @@ import json
 import shlex
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,12 +26,12 @@ import click
 import yaml
 from sqlalchemy import select
 
-from syncd.config import PairConfig, TenantConfig, load
+from syncd.config import PairConfig, ServiceConfig, TenantConfig, load
 from syncd.core.mapping import show, thaw
 from syncd.core.model import KINDS, Side
 from syncd.errors import ConfigError, SyncdError
 from syncd.report import print_result
-from syncd.scheduler import Schedule
+from syncd.serve import Parts, running
 from syncd.state import desk, embedded, migrate
 from syncd.state import schema as s
 from syncd.testing import portfolio
@@ -334,24 +335,21 @@ def wait(service: Service, say: Callable[[str], None]) -> None:
 def _stay(service: Service, world: World, seed: int, say: Callable[[str], None]) -> None:
     """Keep syncing while people edit, and say what travelled, until interrupted."""
     random = Random(seed)  # noqa: S311 - edits in a demo
-    schedule = Schedule(service, world.folder)
-    schedule.start()
-    say(f"\nNow the daemon keeps running, and somebody edits every {EDIT_SECONDS} s. Stop it with Ctrl-C.\n")
-    systems = sorted(world.emulators)
-    last = _latest_change(service)
-    try:
-        for second in range(sys.maxsize):
-            if second % EDIT_SECONDS == 0:
-                tenant, connector = random.choice(systems)
-                say(f"edit      {tenant:<10} {connector:<11} {world.emulators[tenant, connector].tinker(random)}")
-            service.sleep(1)
-            last = _say_changes(service, last, say)
-    except KeyboardInterrupt:
-        say("\nStopping ...")
-    except SyncdError as exc:
-        say(str(exc))
-    finally:
-        schedule.stop()
+    with running(service, world.folder, ServiceConfig(), Parts(web=False), over=threading.Event()):
+        say(f"\nNow the daemon keeps running, and somebody edits every {EDIT_SECONDS} s. Stop it with Ctrl-C.\n")
+        systems = sorted(world.emulators)
+        last = _latest_change(service)
+        try:
+            for second in range(sys.maxsize):
+                if second % EDIT_SECONDS == 0:
+                    tenant, connector = random.choice(systems)
+                    say(f"edit      {tenant:<10} {connector:<11} {world.emulators[tenant, connector].tinker(random)}")
+                service.sleep(1)
+                last = _say_changes(service, last, say)
+        except KeyboardInterrupt:
+            say("\nStopping ...")
+        except SyncdError as exc:
+            say(str(exc))
 
 
 def _latest_change(service: Service) -> int:

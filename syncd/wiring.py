@@ -23,6 +23,7 @@ from typing import Any
 import platformdirs
 import structlog
 from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import DBAPIError
 
 from syncd.config import PairConfig, TenantConfig, load_service
 from syncd.connector import (
@@ -55,6 +56,7 @@ from syncd.errors import (
 from syncd.state import audits, embedded, history, lease, migrate, pairs, privacy
 from syncd.state.history import RunRow
 from syncd.state.journal import Journal
+from syncd.state.outage import Outage, is_lost
 from syncd.state.postgres import PostgresRows
 from syncd.state.store import Store
 
@@ -87,6 +89,7 @@ class Service:
     retention: privacy.Retention = field(default_factory=privacy.Retention)
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set it, and every run ends before its next call; what it has in hand is settled."""
+    outage: Outage = field(default_factory=Outage)
     _opened: dict[tuple[str, str, bool, float | None], _Opened] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -337,8 +340,7 @@ def run_pair(
             config_hash=tenant.fingerprint(pair),
             at=service.now(),
         )
-        if not is_scheduled:
-            _outwait(service, pair_id, log)
+        _outwait(service, pair_id, log)
         known = pairs.find(service.engine, pair_id)
         is_held = known.approved_at is not None or is_scheduled
         if known.halted_reason is not None and is_held and reason in ("run", "backfill"):
@@ -414,12 +416,12 @@ def _run(
     if order.reason == "backfill":
         order = replace(order, anew_before=journal.unfinished_backfill() or started_at)
     journal.begin_run(run_id, order.reason, started_at)
-    state, message, is_config, is_rotated, ctx = "failed", "", False, False, None
+    state, message, is_config, is_rotated, is_gone, ctx = "failed", "", False, False, False, None
     opened: _Opened | None = None
     before: dict[Side, tuple[int, int]] = {}
     try:
         opened = _open(service, tenant, pair, is_dry=is_dry or order.reason == "plan")
-        beat = _Heartbeat(service, held)
+        beat = stack.enter_context(_Heartbeat(service, held))
         for side in Side:
             opened.couriers[side].on_beat = beat
             before[side] = (opened.couriers[side].calls.total(), opened.couriers[side].calls["write"])
@@ -479,6 +481,12 @@ def _run(
             is_rotated = isinstance(exc, AuthError) and _is_rotated(tenant, pair, opened)
             _rest(service, held.pair, pair.connector, opened)
             opened.checked_at = None
+    except DBAPIError as exc:
+        # What was sent and not noted is looked up by the next run, as after a kill.
+        is_gone = is_lost(exc)
+        if not is_gone:
+            log.exception("run.crashed")
+        raise
     except Exception:
         message = "a bug ended this run; the log has its traceback"
         log.exception("run.crashed")
@@ -486,7 +494,7 @@ def _run(
     finally:
         made, least, writes = _cost(ctx, opened, before, order)
         report = ctx.report if ctx is not None else Report()
-        if state != "busy":
+        if state != "busy" and not is_gone:
             journal.end_run(
                 run_id, state, service.now(), report.as_json(), {"made": made, "least": least}, message
             )  # fmt: skip
@@ -600,20 +608,51 @@ def _stop_if_asked(service: Service) -> None:
 
 
 class _Heartbeat:
-    """Renews the lease at a third of its life, from whatever thread makes the next call."""
+    """Renews the lease for as long as the run lives; a run that has lost it hears so before its next call.
+
+    A thread of its own renews it too, since one call may take longer than a lease lives. A process that is
+    stopped renews nothing, and neither does one that cannot reach the database.
+    """
 
     def __init__(self, service: Service, held: lease.Lease):
         self._service, self._held = service, held
-        self._due = service.now() + timedelta(seconds=lease.TTL_SECONDS / 3)
+        self._due = service.now() + timedelta(seconds=lease.RENEW_SECONDS)
+        self._lost: LeaseLostError | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beside, name=f"lease of {held.pair}", daemon=True)
+
+    def __enter__(self) -> _Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        self._thread.join()
 
     def __call__(self) -> None:
         if self._service.stopping.is_set():
             raise StoppedError("stopped between two calls; the next run goes on from here")
+        if self._lost is not None:
+            raise self._lost
         now = self._service.now()
         # Also where our clock went back: what the lease says is then of another time.
         if not self._due - timedelta(seconds=lease.TTL_SECONDS) <= now < self._due:
-            lease.renew(self._service.engine, self._held, now)
-            self._due = now + timedelta(seconds=lease.TTL_SECONDS / 3)
+            self._renew(now)
+
+    def _renew(self, at: datetime) -> None:
+        lease.renew(self._service.engine, self._held, at)
+        self._due = at + timedelta(seconds=lease.RENEW_SECONDS)
+
+    def _beside(self) -> None:
+        while not self._over.wait(lease.RENEW_SECONDS):
+            try:
+                self._renew(self._service.now())
+            except LeaseLostError as exc:
+                self._lost = exc
+                return
+            except DBAPIError as exc:
+                if not is_lost(exc):
+                    raise
 
 
 def words_of(service: Service, tenant: TenantConfig, pair: PairConfig, kind: str, name: str) -> tuple[str, ...] | None:

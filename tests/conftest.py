@@ -81,7 +81,12 @@ def engine(shared_engine: Engine) -> Iterator[Engine]:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         ))  # fmt: skip
-        tx.execute(text(f"TRUNCATE {', '.join(s.metadata.tables)} RESTART IDENTITY"))
+        tables = [name for name in s.metadata.tables if name != s.queue_migration.name]
+        tx.execute(text(f"TRUNCATE {', '.join([*tables, *_QUEUE])} RESTART IDENTITY"))
+
+
+#: What the queue keeps, in its library's tables.
+_QUEUE = ("procrastinate_jobs", "procrastinate_events", "procrastinate_periodic_defers", "procrastinate_workers")
 
 
 @pytest.fixture(params=["postgres", "memory"])

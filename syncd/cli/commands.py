@@ -177,13 +177,21 @@ def discard(plan_id: str) -> None:
 
 
 @cli.command()
+@click.option("--scheduler", is_flag=True, help="Be the part that decides when a pair is due.")
+@click.option("--worker", is_flag=True, help="Be the part that runs pairs.")
+@click.option("--web", is_flag=True, help="Be the part that answers over HTTP: health, metrics, webhooks, the page.")
 @click.pass_obj
-def serve(folder: Path) -> None:
-    """Run every tenant's pairs on their schedule until stopped (SIGTERM finishes the batch in hand)."""
-    from syncd.scheduler import serve_forever
+def serve(folder: Path, scheduler: bool, worker: bool, web: bool) -> None:
+    """Run every tenant's pairs on their schedule until stopped; by default all parts in one process.
 
+    SIGTERM lets each run settle the call it is in. Replicas may be whole processes or single parts.
+    """
+    from syncd.config import load_service
+    from syncd.serve import Parts, serve_forever
+
+    parts = Parts(scheduler, worker, web) if scheduler or worker or web else Parts()
     with _service() as service:
-        serve_forever(service, folder)
+        raise SystemExit(serve_forever(service, folder, load_service(), parts))
 
 
 @cli.command()

@@ -14,7 +14,9 @@ from sqlalchemy import Connection, Engine, or_, select, update
 from syncd.errors import LeaseLostError, NotFoundError
 from syncd.state.schema import pair, run
 
-TTL_SECONDS = 30
+TTL_SECONDS = 20
+#: Whoever holds one renews it this often: several times within its life, in case the database is slow.
+RENEW_SECONDS = 5
 #: Workers' clocks differ a little. A lease that ends later than its whole life and this was taken
 #: by a clock that was wrong; it counts as lapsed, or nobody would run the pair until that time.
 SKEW_SECONDS = 300

@@ -8,10 +8,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, text
+from procrastinate.schema import SchemaManager
+from sqlalchemy import Connection, Engine, insert, select, text
 from sqlalchemy.exc import OperationalError
 
 from syncd.errors import ConfigError
+from syncd.state.schema import queue_migration
 
 #: Two replicas may start at once; the second waits for the first.
 _LOCK = 7_305_017
@@ -24,6 +26,7 @@ def upgrade(engine: Engine) -> str:
         with engine.begin() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             command.upgrade(configuration(connection), "head")
+            _bring_queue(connection)
             return MigrationContext.configure(connection).get_current_revision() or ""
     except OperationalError as exc:
         raise ConfigError(_DOWN) from exc
@@ -37,6 +40,7 @@ def require_current(engine: Engine) -> None:
             scripts = ScriptDirectory.from_config(configuration(connection))
             wanted = scripts.get_current_head()
             known = {script.revision for script in scripts.walk_revisions()}
+            lacks = _queue_lacks(connection) if found == wanted else []
     except OperationalError as exc:
         raise ConfigError(_DOWN) from exc
     # A revision of a later release is fine: migrations expand first, so that a release can be rolled back.
@@ -44,6 +48,30 @@ def require_current(engine: Engine) -> None:
         raise ConfigError(
             f"the database is at revision {found or 'none'}, this release needs {wanted}; run: syncd migrate"
         )
+    if lacks:
+        raise ConfigError(f"the queue's tables lack {lacks[0]}; run: syncd migrate")
+
+
+def _bring_queue(connection: Connection) -> None:
+    """The queue's own tables come with its library: whole at first, then each of its migrations once."""
+    is_new = connection.execute(select(queue_migration.c.name).limit(1)).first() is None
+    lacks = _queue_lacks(connection)
+    # Several statements in one text, which no parameters accompany: the driver itself takes them as they are.
+    driver = connection.connection.cursor()
+    if is_new:
+        driver.execute(SchemaManager.get_schema())
+    else:
+        for name in lacks:
+            driver.execute((Path(SchemaManager.get_migrations_path()) / name).read_text(encoding="utf-8"))
+    if lacks:
+        connection.execute(insert(queue_migration), [{"name": name} for name in lacks])
+
+
+def _queue_lacks(connection: Connection) -> list[str]:
+    """The names of the library's migrations that this database has not seen, in their order."""
+    seen = set(connection.execute(select(queue_migration.c.name)).scalars())
+    names = sorted(file.name for file in Path(SchemaManager.get_migrations_path()).glob("*.sql"))
+    return [name for name in names if name not in seen]
 
 
 def configuration(connection: Connection) -> Config:

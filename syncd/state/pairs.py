@@ -153,6 +153,15 @@ def prove_account(engine: Engine, pair_id: str, side: Side, connector: str, acco
             )
 
 
+def last_run_at(engine: Engine, pair_id: str) -> datetime | None:
+    """When the latest run of a pair began that reads both sides; an audit is none."""
+    with engine.connect() as tx:
+        found: datetime | None = tx.execute(
+            select(func.max(s.run.c.started_at)).where(s.run.c.pair == pair_id, s.run.c.reason != "audit")
+        ).scalar()
+    return found
+
+
 def resting_until(engine: Engine, pair_id: str, at: datetime) -> datetime | None:
     """Until when one of the pair's connections asked to be left alone, if that is still to come."""
     with engine.connect() as tx:

@@ -349,3 +349,6 @@ budget = Table(
     Column("slice", Integer, nullable=False),
     _at("leased_until", nullable=False),
 )
+
+#: Which migrations of the queue's library this database has seen; its tables are named procrastinate_*.
+queue_migration = Table("queue_migration", metadata, Column("name", Text, primary_key=True))

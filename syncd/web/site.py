@@ -18,5 +18,5 @@ class Site:
 
     service: Service
     tenants: Callable[[], Configuration]
-    wake: Callable[[str], None]
+    wake: Callable[[str], object]
     settings: WebConfig

@@ -1,0 +1,251 @@
+"""Who runs a pair. The queue, Procrastinate on the same PostgreSQL, lives here only.
+
+A pair that waits stands in the queue once, and no two workers take it at the same time: that spreads the
+pairs over replicas. What keeps two from *writing* is the lease with its fencing token alone; so a worker
+that was wrongly taken for dead does no harm. What a dead one left is asked for again within seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from procrastinate import App, PsycopgConnector, SyncPsycopgConnector
+from procrastinate.exceptions import AlreadyEnqueued, ConnectorException, UniqueViolation
+from procrastinate.jobs import DeleteJobCondition, Status
+from sqlalchemy import Engine
+
+from syncd.config import PairConfig, TenantConfig
+from syncd.core.audit import Turn, due
+from syncd.errors import NotFoundError, SyncdError
+from syncd.state import audits, history, pairs
+from syncd.state.outage import is_lost
+from syncd.tenants import Tenants
+from syncd.wiring import Result, Service, audit_pair, prune, run_pair
+
+RUNS, CHORES = "runs", "chores"
+#: A worker says this often that it lives; one that was silent for so long is taken for dead.
+BEAT_SECONDS, SILENT_SECONDS, RESCUE_SECONDS = 4.0, 12.0, 3.0
+#: How often the queue is looked at though no notification came: one whose lock was held sends none.
+POLL_SECONDS = 1.0
+#: A lost database is tried again after this long.
+AGAIN_SECONDS = 2.0
+
+
+class Queue:
+    """Where work is asked for; safe from every thread and replica. Asked twice before it began, it is done once."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._app = App(connector=SyncPsycopgConnector())
+
+    def wake(self, pair_id: str) -> bool:
+        """Have a pair run as soon as a worker is free; False if it waits already."""
+        return self._ask("run", RUNS, pair_id, {"pair": pair_id})
+
+    def order(self, pair_id: str, reason: str, **of: str) -> bool:
+        """Have a worker carry out what a person said: ``apply`` with plan_id, ``undo`` with run_id."""
+        thing = ":".join([pair_id, reason, *of.values()])
+        return self._ask("order", RUNS, pair_id, {"pair": pair_id, "reason": reason, **of}, thing=thing)
+
+    def chore(self, name: str) -> bool:
+        """Have a worker look after what is done beside the runs: audit, prune."""
+        return self._ask("chore", CHORES, f"chore {name}", {"name": name})
+
+    def _ask(self, task: str, queue: str, lock: str, args: Mapping[str, str], *, thing: str | None = None) -> bool:
+        try:
+            with self._engine.begin() as tx:
+                mine = tx.connection.driver_connection
+                self._app.configure_task(
+                    task, queue=queue, lock=lock, queueing_lock=thing or lock, connection=mine
+                ).defer(**args)  # fmt: skip
+        except AlreadyEnqueued:
+            return False
+        return True
+
+
+class Worker:
+    """The threads of one process that take work from the queue and do it, until it is stopped."""
+
+    def __init__(
+        self,
+        service: Service,
+        tenants: Tenants,
+        *,
+        beat: Callable[[], None] = lambda: None,
+        on_failure: Callable[[], None] = lambda: None,
+    ):
+        self._service, self._tenants, self._beat, self._on_failure = service, tenants, beat, on_failure
+        self._log = structlog.get_logger()
+        self._tried: dict[tuple[str, str], datetime] = {}
+        self._stop_asked = threading.Event()
+        self._thread = threading.Thread(target=self._live, name="worker", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, grace_seconds: float) -> bool:
+        """Take nothing more and let what is in hand end; whether it did within the grace period."""
+        self._stop_asked.set()
+        self._thread.join(grace_seconds)
+        return not self._thread.is_alive()
+
+    # --- the queue ------------------------------------------------------------------------
+
+    def _live(self) -> None:
+        """Work; where the database is lost, wait until it is back, and go on."""
+        while not self._stop_asked.is_set():
+            try:
+                asyncio.run(self._work())
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it is told, and ends the process
+                if not _is_lost(exc):
+                    self._log.exception("worker.failed")
+                    self._on_failure()
+                    return
+                self._service.outage.began()
+                self._stop_asked.wait(AGAIN_SECONDS)
+
+    async def _work(self) -> None:
+        """Two queues side by side, so that a long audit keeps no pair waiting."""
+        workers = self._service.workers
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(workers + 2, thread_name_prefix="run"))
+        app = App(connector=PsycopgConnector(conninfo=_conninfo(self._service.engine), min_size=1, max_size=4))
+        app.task(name="run", queue=RUNS)(self.run)
+        app.task(name="order", queue=RUNS)(self.order)
+        app.task(name="chore", queue=CHORES)(self.chore)
+        async with app.open_async():
+            self._service.outage.ended()
+            settings: dict[str, Any] = {
+                "install_signal_handlers": False,
+                "fetch_job_polling_interval": POLL_SECONDS,
+                "update_heartbeat_interval": BEAT_SECONDS,
+                "stalled_worker_timeout": SILENT_SECONDS,
+                "delete_jobs": DeleteJobCondition.ALWAYS,
+            }
+            async with asyncio.TaskGroup() as group:
+                taking = [
+                    group.create_task(
+                        app.run_worker_async(queues=[RUNS], name="runs", concurrency=workers, **settings)
+                    ),
+                    group.create_task(app.run_worker_async(queues=[CHORES], name="chores", concurrency=1, **settings)),
+                ]
+                group.create_task(self._look_after(app, taking))
+
+    async def _look_after(self, app: App, taking: list[asyncio.Task[None]]) -> None:
+        """Ask again for what dead workers left, and hear when it is time to stop."""
+        seconds = 0.0
+        while not self._stop_asked.is_set() and not any(task.done() for task in taking):
+            self._beat()
+            if seconds <= 0:
+                await _rescue(app)
+                seconds = RESCUE_SECONDS
+            await asyncio.sleep(0.25)
+            seconds -= 0.25
+        for task in taking:
+            task.cancel()
+
+    # --- the work -------------------------------------------------------------------------
+
+    def run(self, pair: str) -> None:
+        """One scheduled run: what one pair meets never reaches another."""
+        self._each(pair, lambda t, p: run_pair(self._service, t, p, "run", is_sweep=False, visits=p.visits,
+                                               is_scheduled=True))  # fmt: skip
+
+    def order(self, pair: str, reason: str, plan_id: str = "", run_id: str = "") -> None:
+        """What a person said on the page: ``apply`` a plan, or ``undo`` a run as a plan to be approved."""
+
+        def carry_out(t: TenantConfig, p: PairConfig) -> Result:
+            if reason == "undo":
+                undone = history.find_run(self._service.engine, run_id)
+                return run_pair(self._service, t, p, "undo", undone=undone, is_dry=True)
+            return run_pair(self._service, t, p, "apply", plan_id=plan_id)
+
+        self._each(pair, carry_out)
+
+    def _each(self, pair_id: str, work: Callable[[TenantConfig, PairConfig], Result]) -> None:
+        found = self._tenants.pair(pair_id)
+        if found is None:
+            self._log.info("pair.unknown", pair=pair_id)
+            return
+        try:
+            with self._service.outage.watched():
+                work(*found)
+        except SyncdError as exc:
+            self._log.error("run.failed", tenant=found[0].tenant, pair=found[1].name, problem=str(exc))
+
+    def chore(self, name: str) -> None:
+        """What is done beside the runs."""
+        with self._service.outage.watched():
+            if name == "audit":
+                self.audit()
+            elif name == "prune":
+                prune(self._service)
+
+    def audit(self) -> Turn | None:
+        """Audit the one kind of one pair whose turn it is, if any; a pair that is running now is left alone.
+
+        No lease is taken, so that a run may begin meanwhile: it goes ahead as ever, beside a reader at its small share.
+        """
+        now = self._service.now()
+        audited = [t for t in self._tenants.now().tenants if t.enabled and t.audit.enabled]
+        found = {f"{t.tenant}/{p.name}": (t, p) for t in audited for p in t.pairs}
+        turn = due((turn for t, p in found.values() for turn in self._turns(t, p, now)), now)
+        if turn is None:
+            return None
+        tenant, pair = found[turn.pair]
+        self._tried[turn.pair, turn.kind] = now
+        try:
+            audit_pair(self._service, tenant, pair, kinds=[turn.kind], share=tenant.audit.share)
+        except SyncdError as exc:
+            self._log.error("audit.failed", tenant=tenant.tenant, pair=pair.name, kind=turn.kind, problem=str(exc))
+        return turn
+
+    def _turns(self, tenant: TenantConfig, pair: PairConfig, now: datetime) -> list[Turn]:
+        """The kinds of a pair; none of one that never ran, waits for a person, or asked to be left alone."""
+        pair_id = f"{tenant.tenant}/{pair.name}"
+        try:
+            known = pairs.find(self._service.engine, pair_id)
+        except NotFoundError:
+            return []
+        waits = known.approved_at is None or known.halted_reason is not None or known.paused_at is not None
+        if waits or pairs.resting_until(self._service.engine, pair_id, now) is not None:
+            return []
+        is_busy = known.leased_until is not None and known.leased_until > now
+        audited = audits.last_audits(self._service.engine)
+        return [
+            Turn(pair_id, kind, tenant.audit.every, audited.get((pair_id, kind)),
+                 is_busy or self._failed(pair_id, kind, now))
+            for kind in pair.kinds
+        ]  # fmt: skip
+
+    def _failed(self, pair_id: str, kind: str, now: datetime) -> bool:
+        """Whether an audit was tried so short a time ago that another attempt would be no use."""
+        tried = self._tried.get((pair_id, kind))
+        return tried is not None and now - tried < timedelta(hours=1)
+
+
+async def _rescue(app: App) -> None:
+    """What workers that are silent had in hand is asked for again; where it was asked for meanwhile, that is enough."""
+    for job in await app.job_manager.get_stalled_jobs(seconds_since_heartbeat=SILENT_SECONDS):
+        with suppress(ConnectorException):  # somebody else was faster
+            try:
+                await app.job_manager.retry_job(job)
+            except UniqueViolation:
+                await app.job_manager.finish_job(job, Status.FAILED, delete_job=True)
+
+
+def _is_lost(exc: BaseException) -> bool:
+    """Whether the queue stopped because the database is gone; its library wraps what it heard."""
+    if isinstance(exc, ExceptionGroup):
+        return all(_is_lost(each) for each in exc.exceptions)
+    return is_lost(exc) or (exc.__cause__ is not None and _is_lost(exc.__cause__))
+
+
+def _conninfo(engine: Engine) -> str:
+    return engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
