@@ -54,6 +54,7 @@ from syncd.errors import (
     SyncdError,
 )
 from syncd.state import audits, embedded, history, lease, migrate, pairs, privacy
+from syncd.state.budget import Budget
 from syncd.state.history import RunRow
 from syncd.state.journal import Journal
 from syncd.state.outage import Outage, is_lost
@@ -63,6 +64,8 @@ from syncd.state.store import Store
 PROPSTREET = "propstreet"
 #: A connection's account and set-up are checked again after this long.
 PREFLIGHT_SECONDS = 3_600.0
+#: How often a lease is renewed beside a run, by our own clock and not by the service's.
+BESIDE_SECONDS = float(lease.RENEW_SECONDS)
 
 Progress = Callable[[str, str, int], None]
 
@@ -149,10 +152,16 @@ class _Opened:
     fingerprint: str
     secrets: Mapping[Side, Mapping[str, str]] = field(repr=False)
     checked_at: datetime | None = None
+    budgets: dict[Side, Budget] = field(default_factory=dict)
 
     def is_checked(self, at: datetime) -> bool:
         """False too where the check lies ahead: then our clock was wrong."""
         return self.checked_at is not None and 0 <= (at - self.checked_at).total_seconds() < PREFLIGHT_SECONDS
+
+    def settle(self) -> None:
+        """Give back what was taken of the accounts' quotas and is not used."""
+        for budget in self.budgets.values():
+            budget.settle()
 
     def close(self) -> None:
         for connector in self.connectors.values():
@@ -292,6 +301,9 @@ def _preflight(service: Service, pair_id: str, tenant: TenantConfig, pair: PairC
         with _placed(tenant, pair):
             account = connector.account()
         pairs.prove_account(service.engine, pair_id, side, name, account.id)
+        if opened.budgets.get(side) is None:
+            opened.budgets[side] = Budget(service.engine, f"{name} {account.id}", pair.share_of_quota, service.new_id)
+            opened.couriers[side].ledger = opened.budgets[side]
         with _placed(tenant, pair):
             lacks += [f"{finding.thing}: {finding.fix}" for finding in connector.check() if finding.is_required]
     if lacks:
@@ -426,6 +438,8 @@ def _run(
             opened.couriers[side].on_beat = beat
             before[side] = (opened.couriers[side].calls.total(), opened.couriers[side].calls["write"])
         _preflight(service, held.pair, tenant, pair, opened)
+        for budget in opened.budgets.values():
+            budget.is_patient = order.reason == "backfill"
         systems = {
             side: System(opened.connectors[side], opened.couriers[side], opened.connectors[side].capabilities())
             for side in Side
@@ -494,6 +508,8 @@ def _run(
     finally:
         made, least, writes = _cost(ctx, opened, before, order)
         report = ctx.report if ctx is not None else Report()
+        if opened is not None and not is_gone:
+            opened.settle()
         if state != "busy" and not is_gone:
             journal.end_run(
                 run_id, state, service.now(), report.as_json(), {"made": made, "least": least}, message
@@ -589,7 +605,12 @@ def audit_pair(
         progress=progress,
     )
     found: list[Difference] = []
-    tallies = audit(ctx, service.engine, ctx.kinds if kinds is None else kinds, found.append)
+    for budget in opened.budgets.values():
+        budget.is_patient = True
+    try:
+        tallies = audit(ctx, service.engine, ctx.kinds if kinds is None else kinds, found.append)
+    finally:
+        opened.settle()
     names = ((Side.LEFT, PROPSTREET), (Side.RIGHT, "crm"))
     made = {name: opened.couriers[side].calls.total() - before[side] for side, name in names}
     result = Audited(tenant.tenant, pair.name, tallies, tuple(found), made)
@@ -644,7 +665,7 @@ class _Heartbeat:
         self._due = at + timedelta(seconds=lease.RENEW_SECONDS)
 
     def _beside(self) -> None:
-        while not self._over.wait(lease.RENEW_SECONDS):
+        while not self._over.wait(BESIDE_SECONDS):
             try:
                 self._renew(self._service.now())
             except LeaseLostError as exc:

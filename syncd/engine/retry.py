@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import Random
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
@@ -59,6 +59,14 @@ class _Window:
         return (self.sent[excess - 1] - horizon).total_seconds() if excess > 0 else 0.0
 
 
+class Ledger(Protocol):
+    """What is left of an account's quotas among all who use it; see ``syncd.state.budget.Budget``."""
+
+    def room(self, quota: Quota, calls: int, at: datetime) -> float: ...
+
+    def spend(self, bucket: str, at: datetime) -> None: ...
+
+
 class Courier:
     """Carries the calls of one connection: paces, retries, counts; refuses writes in a dry run.
 
@@ -84,6 +92,8 @@ class Courier:
         self.lost_answers = 0
         """Calls that may have taken effect although no answer came, whether or not they were repeated."""
         self.resting_until: datetime | None = None
+        self.ledger: Ledger | None = None
+        """Where others use the same account: what of its quotas is left for this connection."""
         self._delays = 0
         """Refusals in a row of writes that are not sent again without another look."""
         self._patiently = Retrying(
@@ -163,6 +173,8 @@ class Courier:
         window = self._windows.get(bucket)
         if window is not None:
             window.sent.append(self._patience.now())
+            if self.ledger is not None:
+                self.ledger.spend(bucket, self._patience.now())
 
     def _hold_back(self, bucket: str, calls: int = 1) -> None:
         now = self._patience.now()
@@ -174,6 +186,9 @@ class Courier:
             wait = max(wait, window.wait_seconds(now, calls))
         if wait > 0:
             self._wait(wait)
+        if window is not None and self.ledger is not None:
+            while (wait := self.ledger.room(window.quota, calls, self._patience.now())) > 0:
+                self._wait(min(wait, LONGEST_WAIT_SECONDS))
 
     def _arrived(self, bucket: str) -> None:
         """Count the call from its end: when on its way the vendor counted it, nobody here can tell."""

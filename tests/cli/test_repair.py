@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 
 from syncd.core.model import KINDS
-from syncd.scheduler import Schedule
 from syncd.state import lease
+from syncd.tenants import Tenants
+from syncd.worker import Worker
 from tests.cli.test_cli import Desk, Said, desk, folder, in_step, syncd
 from tests.faults.harness import CRMS, Pair, mark, writes
 
@@ -207,16 +208,16 @@ def test_the_daemon_audits_one_kind_at_a_time_whoever_waited_longest(desk: Desk)
     pair = desk.tenant("hubspot")
     pair.seed(contacts=1, deals=1)
     assert syncd("run", "nordhaus").code == 4
-    schedule = Schedule(desk.service, desk.folder)
-    assert (schedule.reload(), schedule.audit()) == (1, None)
+    worker = Worker(desk.service, Tenants(desk.folder))
+    assert worker.audit() is None
     in_step(pair)
     held = lease.acquire(desk.service.engine, "nordhaus/hubspot", "somebody", desk.service.now())
-    assert held is not None and schedule.audit() is None
+    assert held is not None and worker.audit() is None
     lease.release(desk.service.engine, held)
     place, hub_place = mark(pair.crm), mark(pair.hub)
-    turns = [turn.kind for _ in KINDS if (turn := schedule.audit()) is not None]
+    turns = [turn.kind for _ in KINDS if (turn := worker.audit()) is not None]
     assert sorted(turns) == sorted(KINDS)
-    assert schedule.audit() is None
+    assert worker.audit() is None
     assert (writes(pair.crm, place), writes(pair.hub, hub_place)) == ([], [])
     assert sum(each["reason"] == "audit" for each in syncd("runs", "--json").json()) == len(KINDS)
     assert syncd("status", "nordhaus", "--json").json()[0]["last_run"]["reason"] == "run"

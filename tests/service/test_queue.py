@@ -108,9 +108,12 @@ def test_a_lease_that_is_renewed_by_its_holder_is_left_alone(desk: Desk, pair: P
     assert held is not None
     place, before = mark(pair.crm), last_run(desk)
     over = threading.Event()
-    beating = threading.Thread(
-        target=lambda: [lease.renew(engine, held, now()) for _ in iter(lambda: over.wait(1.0), True)]
-    )
+
+    def beat() -> None:
+        while not over.wait(1.0):
+            lease.renew(engine, held, now())
+
+    beating = threading.Thread(target=beat)
     beating.start()
     Worker(desk.service, Tenants(desk.folder)).run(PAIR)
     over.set()
