@@ -7,7 +7,7 @@ BIN := .venv/bin
 # A file stays with one worker, so that what its tests share is made once.
 TESTS := $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: setup demo test check bench simulate unprotected mutants kills lock clean
+.PHONY: setup demo test check bench simulate unprotected mutants kills soak lock clean
 
 setup: .venv/.ready
 
@@ -46,6 +46,9 @@ mutants: setup ## does any test notice a change in the core? Ten minutes; no par
 
 kills: setup ## every flow killed at every point, see docs/kill-points.md; ARGS="--flow backfill --crm hubspot" for one
 	@$(BIN)/python -m tests.kills $(ARGS)
+
+soak: setup ## three replicas under edits, killed and paused in turn, for ten minutes; ARGS="--minutes 2" for less
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 lock: export CUSTOM_COMPILE_COMMAND = make lock
 lock: ## pin every dependency anew, with hashes and without index addresses

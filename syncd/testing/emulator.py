@@ -63,6 +63,8 @@ class Call:
     body: Any
     status: int = 0
     fault: str = ""
+    peer: int = 0
+    """The port that it was sent from."""
 
 
 @dataclass(slots=True)
@@ -227,6 +229,7 @@ class Emulator:
                 query=list(request.query_params.multi_items()),
                 headers={key.lower(): value for key, value in request.headers.items()},
                 body=body,
+                peer=request.client.port if request.client is not None else 0,
             )
             return await run_in_threadpool(self._answer, call, handler, dict(request.path_params))
 
