@@ -1224,6 +1224,48 @@ class WebConfig(_Strict):
     )
 
 
+#: What people can be told of.
+NOTICES: Final = ("unapproved", "halted", "failing", "refused", "resting", "waiting", "config", "database")
+Notice: TypeAlias = Annotated[str, _OneOf("kind of notice", NOTICES)]
+
+
+class NotifyConfig(_Strict):
+    """Somebody who is told when something is the matter and when it is over: a webhook or a program."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["url"]}, {"required": ["command"]}]})
+
+    url: SecretRef | None = Field(
+        default=None, description="Where a webhook's URL is kept, {env: NAME} or {file: PATH}: JSON is posted to it."
+    )
+    command: tuple[Filled, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="A program and its arguments, run without a shell and with none of syncd's secrets: JSON on stdin.",
+    )
+    kinds: tuple[Notice, ...] = Field(
+        default=NOTICES, min_length=1, description=f"What to tell: {', '.join(NOTICES)}. Default: all."
+    )
+
+    @model_validator(mode="after")
+    def _has_one_way(self) -> NotifyConfig:
+        if (self.url is None) == (self.command is None):
+            raise _refusal("a notice goes to a url or to a command", "Write one of the two.")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What it is called in logs: where its URL is kept, never the URL; of a command the program."""
+        if self.url is not None:
+            return f"url from {self.url.env or self.url.file}"
+        return f"command {' '.join((self.command or ())[:1])}"
+
+    @property
+    def key(self) -> str:
+        """What tells it from the others, and stays the same when only its kinds change."""
+        said = self.model_dump_json(exclude={"kinds"})
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
 class ServiceConfig(_Strict):
     """The service itself, as ``syncd.yaml`` and the environment say. Relative paths start at the working directory."""
 
@@ -1241,6 +1283,9 @@ class ServiceConfig(_Strict):
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="What is logged.")
     retention: RetentionConfig = Field(default_factory=RetentionConfig, description="How long history is kept.")
     web: WebConfig = Field(default_factory=WebConfig, description="Health, metrics, webhooks, the operator's page.")
+    notify: tuple[NotifyConfig, ...] = Field(
+        default=(), description="Who is told when something is the matter, and when it is over."
+    )
 
 
 #: Environment variables that win over the file.
@@ -1268,4 +1313,8 @@ def load_service(path: Path | None = None) -> ServiceConfig:
         raise ConfigError("\n".join(str(problem) for problem in document.problems))
     if found.database_url is not None:
         found.database_url._origin = (document.file, "database_url", document.line(("database_url",)))
+    for index, told in enumerate(found.notify):
+        if told.url is not None:
+            place = ("notify", index, "url")
+            told.url._origin = (document.file, _dotted(place), document.line(place))
     return found

@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, MutableMapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Final
 
@@ -53,6 +54,34 @@ def set_up(level: str = "info", *, is_terminal: bool = False) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     sys.excepthook = _tell
     threading.excepthook = lambda args: _tell(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+class Outages:
+    """What is out of order now, as this process knows it, so that it is told when it begins and when it ends.
+
+    A key says what; any thread may ask.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[str, datetime]] = {}
+
+    def began(self, key: str, at: datetime, kind: str = "") -> bool:
+        """True once, until it ended; and once more where it is out of order in another way than before."""
+        with self._lock:
+            before, since = self._known.get(key, (None, at))
+            self._known[key] = (kind, since)
+        return before != kind
+
+    def ended(self, key: str) -> datetime | None:
+        """Since when it was out of order, once; None if it was not."""
+        with self._lock:
+            return self._known.pop(key, (None, None))[1]
+
+    def since(self, key: str) -> datetime | None:
+        """Since when it has been out of order; None if it is not."""
+        with self._lock:
+            return self._known.get(key, (None, None))[1]
 
 
 class _Libraries(logging.Handler):

@@ -18,7 +18,7 @@ from syncd.config import PairConfig
 from syncd.errors import ConfigError
 from syncd.state import pairs
 from syncd.tenants import Tenants
-from syncd.wiring import Service
+from syncd.wiring import Service, watching
 
 RELOAD_SECONDS = 5
 #: What is done beside the runs, and how often somebody looks whether it is due.
@@ -100,7 +100,7 @@ class Schedule:
 
     def _tick(self, ask: Callable[[], object]) -> None:
         """While the database is gone nothing is asked for, and that is said once."""
-        with self._service.outage.watched():
+        with watching(self._service):
             ask()
 
 

@@ -19,13 +19,14 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import platformdirs
 import structlog
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 
-from syncd.config import PairConfig, TenantConfig, load_service
+from syncd.config import NotifyConfig, PairConfig, TenantConfig, load_service
 from syncd.connector import (
     ConnectionSettings,
     Connector,
@@ -53,11 +54,13 @@ from syncd.errors import (
     StoppedError,
     SyncdError,
 )
+from syncd.log import Outages
+from syncd.meters import Meters
 from syncd.state import audits, embedded, history, lease, migrate, pairs, privacy
 from syncd.state.budget import Budget
 from syncd.state.history import RunRow
 from syncd.state.journal import Journal
-from syncd.state.outage import Outage, is_lost
+from syncd.state.outage import is_lost
 from syncd.state.postgres import PostgresRows
 from syncd.state.store import Store
 
@@ -92,9 +95,50 @@ class Service:
     retention: privacy.Retention = field(default_factory=privacy.Retention)
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set it, and every run ends before its next call; what it has in hand is settled."""
-    outage: Outage = field(default_factory=Outage)
+    notify: tuple[NotifyConfig, ...] = ()
+    """Who is told when something is the matter, and when it is over."""
+    meters: Meters = field(default_factory=Meters)
+    outages: Outages = field(default_factory=Outages)
+    telling: threading.Lock = field(default_factory=threading.Lock)
+    """Held by the one thread that tells people what is the matter."""
     _opened: dict[tuple[str, str, bool, float | None], _Opened] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _metered: WeakKeyDictionary[Courier, tuple[int, int, int]] = field(default_factory=WeakKeyDictionary)
+    """What of each courier's counts is in the meters already."""
+
+    def meter_calls(self) -> None:
+        """Bring the meters up to date with what the couriers have carried so far, in runs that go on as well."""
+        with self._lock:
+            for key, opened in self._opened.items():
+                self._meter(key[0], key[1], opened)
+
+    def _meter(self, tenant: str, pair: str, opened: _Opened) -> None:
+        to = (self.meters.api_calls, self.meters.rate_limited, self.meters.lost_answers)
+        for side, courier in opened.couriers.items():
+            before = self._metered.get(courier, (0, 0, 0))
+            now = (courier.calls.total(), courier.refusals, courier.lost_answers)
+            self._metered[courier] = now
+            for counter, was, is_ in zip(to, before, now, strict=True):
+                counter.labels(tenant, pair, "propstreet" if side is Side.LEFT else "crm").inc(is_ - was)
+
+    def quota_shares(self) -> dict[tuple[str, str, str, str], float]:
+        """By tenant, pair, system and bucket: how much of what it may send within a window a pair has just sent.
+
+        Audits have a small share of their own and are left out.
+        """
+        with self._lock:
+            couriers = [
+                (tenant, pair, "propstreet" if side is Side.LEFT else "crm", courier)
+                for (tenant, pair, _, share), opened in self._opened.items()
+                if share is None
+                for side, courier in opened.couriers.items()
+            ]
+        found: dict[tuple[str, str, str, str], float] = {}
+        for tenant, pair, system, courier in couriers:
+            for bucket, (sent, allowed) in courier.usage().items():
+                key = (tenant, pair, system, bucket)
+                found[key] = max(found.get(key, 0.0), sent / allowed)
+        return found
 
     def close(self) -> None:
         """Let go of every connection."""
@@ -121,7 +165,7 @@ def open_service(*, is_migrating: bool = False) -> Service:
         migrate.require_current(engine)
     kept = settings.retention
     retention = privacy.Retention(history=kept.history, plans=kept.plans, runs=kept.runs)
-    return Service(engine, workers=settings.workers, retention=retention)
+    return Service(engine, workers=settings.workers, retention=retention, notify=settings.notify)
 
 
 def database(url: str) -> Engine:
@@ -183,6 +227,8 @@ class Result:
     least: Mapping[str, int] = field(default_factory=dict)
     write_calls: int = 0
     is_config: bool = False
+    error: str | None = None
+    """Which of the errors of ``errors.py`` ended it, if one did."""
     is_rotated: bool = False
     """A credential was refused, and another one stands in its place by now."""
 
@@ -253,6 +299,8 @@ def _open(
     secrets = _secrets(tenant, pair)
     with service._lock:
         opened = service._opened.pop(key, None)
+        if opened is not None:
+            service._meter(tenant.tenant, pair.name, opened)
     if opened is not None:
         is_same = opened.fingerprint == fingerprint and opened.secrets == secrets
         if is_same and opened.is_checked(service.now()):
@@ -366,7 +414,7 @@ def run_pair(
         if held is None:
             return replace(nothing, state="busy", message="another worker runs this pair now")
     except ConfigError as exc:
-        return replace(nothing, message=str(exc), is_config=True)
+        return replace(nothing, message=str(exc), is_config=True, error=_sort_of(exc))
     is_approved = is_approved or known.approved_at is not None or reason in ("backfill", "apply")
     order = Order(reason, is_approved, known.is_waived, is_sweep=is_sweep)
     rules = PairRules(
@@ -422,13 +470,18 @@ def _run(
 ) -> Result:
     run_id = service.new_id()
     log = log.bind(run_id=run_id, reason=order.reason)
+    # What libraries say meanwhile is told with the same names.
+    named = {"tenant": tenant.tenant, "pair": pair.name, "run_id": run_id}
+    stack.enter_context(structlog.contextvars.bound_contextvars(**named))
     started_at = service.now()
+    service.meters.know_pair(tenant.tenant, pair.name)
     store = Store(PostgresRows(service.engine, held.pair), held)
     journal = Journal(store)
     if order.reason == "backfill":
         order = replace(order, anew_before=journal.unfinished_backfill() or started_at)
     journal.begin_run(run_id, order.reason, started_at)
     state, message, is_config, is_rotated, is_gone, ctx = "failed", "", False, False, False, None
+    error: str | None = None
     opened: _Opened | None = None
     before: dict[Side, tuple[int, int]] = {}
     try:
@@ -477,20 +530,24 @@ def _run(
     except HaltedError as exc:
         state, message, plan_id = "halted", str(exc), exc.plan_id or plan_id
         pairs.halt(service.engine, held.pair, message, exc.plan_id)
+        if order.is_approved:
+            service.meters.brake_halts.labels(tenant.tenant, pair.name).inc()
     except LeaseLostError as exc:
         state = "busy"
+        service.meters.lease_losses.labels(tenant.tenant, pair.name).inc()
         log.warning("lease.lost")
         return Result(tenant.tenant, pair.name, pair.connector, "busy", Report(), message=str(exc))
     except ConfigError as exc:
-        message, is_config = str(exc), True
+        message, is_config, error = str(exc), True, _sort_of(exc)
         if opened is not None:
             opened.checked_at = None
     except PlanMovedError as exc:
+        error = _sort_of(exc)
         undone_id = history.undone_by(service.engine, str(plan_id))
         message = f"{exc}. Make a new one: syncd {f'undo {undone_id}' if undone_id else f'plan {tenant.tenant}'}"
         pairs.halt(service.engine, held.pair, None, None)
     except SyncdError as exc:
-        message = str(exc)
+        message, error = str(exc), _sort_of(exc)
         if opened is not None:
             is_rotated = isinstance(exc, AuthError) and _is_rotated(tenant, pair, opened)
             _rest(service, held.pair, pair.connector, opened)
@@ -502,24 +559,70 @@ def _run(
             log.exception("run.crashed")
         raise
     except Exception:
-        message = "a bug ended this run; the log has its traceback"
+        message, error = "a bug ended this run; the log has its traceback", "bug"
         log.exception("run.crashed")
         raise
     finally:
         made, least, writes = _cost(ctx, opened, before, order)
         report = ctx.report if ctx is not None else Report()
+        seconds = (service.now() - started_at).total_seconds()
         if opened is not None and not is_gone:
             opened.settle()
         if state != "busy" and not is_gone:
+            ending = "stopped" if error == StoppedError.__name__ else state
+            service.meters.runs.labels(tenant.tenant, pair.name, order.reason, ending).inc()
+            service.meters.run_seconds.labels(tenant.tenant, pair.name).observe(max(0.0, seconds))
             journal.end_run(
-                run_id, state, service.now(), report.as_json(), {"made": made, "least": least}, message
+                run_id, state, service.now(), report.as_json(), {"made": made, "least": least}, message, error
             )  # fmt: skip
-        log.info("run.finished", state=state, seconds=(service.now() - started_at).total_seconds(), calls=made,
+        log.info("run.finished", state=state, seconds=seconds, calls=made,
                  **report.as_json())  # fmt: skip
     return Result(
         tenant.tenant, pair.name, pair.connector, state, report, plan_id, message, made, least, writes,
-        is_config, is_rotated,
+        is_config, error, is_rotated,
     )  # fmt: skip
+
+
+def note_outage(service: Service, result: Result) -> None:
+    """Log when a pair stops getting through and when it does again: once each, however many runs fail between.
+
+    A run that fails in another way than the one before is told as well.
+    """
+    log = structlog.get_logger().bind(tenant=result.tenant, pair=result.pair)
+    key, now = f"run {result.tenant}/{result.pair}", service.now()
+    if result.state == "failed" and result.error != StoppedError.__name__:
+        if service.outages.began(key, now, result.error or ""):
+            log.error("run.failed", error=result.error, problem=result.message)
+    elif result.state in ("done", "halted") and (since := service.outages.ended(key)) is not None:
+        log.info("run.recovered", after_seconds=(now - since).total_seconds())
+
+
+def note_database(service: Service, *, is_up: bool) -> None:
+    """Log when the database stops answering this process and when it does again, once each."""
+    now = service.now()
+    if not is_up:
+        if service.outages.began("database", now):
+            structlog.get_logger().error("database.lost")
+    elif (since := service.outages.ended("database")) is not None:
+        structlog.get_logger().info("database.found", after_seconds=(now - since).total_seconds())
+
+
+@contextmanager
+def watching(service: Service) -> Iterator[None]:
+    """What fails within because the database is gone ends here, and is noted; everything else goes on upwards."""
+    try:
+        yield
+    except Exception as exc:
+        if not is_lost(exc):
+            raise
+        note_database(service, is_up=False)
+    else:
+        note_database(service, is_up=True)
+
+
+def _sort_of(exc: SyncdError) -> str:
+    """Which error of ``errors.py`` this is; connectors have finer ones of their own."""
+    return next(each.__name__ for each in type(exc).__mro__ if each.__module__ == SyncdError.__module__)
 
 
 def _is_rotated(tenant: TenantConfig, pair: PairConfig, opened: _Opened) -> bool:

@@ -27,7 +27,7 @@ from syncd.errors import NotFoundError, SyncdError
 from syncd.state import audits, history, pairs
 from syncd.state.outage import is_lost
 from syncd.tenants import Tenants
-from syncd.wiring import Result, Service, audit_pair, prune, run_pair
+from syncd.wiring import Result, Service, audit_pair, note_database, note_outage, prune, run_pair, watching
 
 RUNS, CHORES = "runs", "chores"
 #: A worker says this often that it lives; one that was silent for so long is taken for dead.
@@ -108,7 +108,7 @@ class Worker:
                     self._log.exception("worker.failed")
                     self._on_failure()
                     return
-                self._service.outage.began()
+                note_database(self._service, is_up=False)
                 self._stop_asked.wait(AGAIN_SECONDS)
 
     async def _work(self) -> None:
@@ -120,7 +120,7 @@ class Worker:
         app.task(name="order", queue=RUNS)(self.order)
         app.task(name="chore", queue=CHORES)(self.chore)
         async with app.open_async():
-            self._service.outage.ended()
+            note_database(self._service, is_up=True)
             settings: dict[str, Any] = {
                 "install_signal_handlers": False,
                 "fetch_job_polling_interval": POLL_SECONDS,
@@ -174,14 +174,14 @@ class Worker:
             self._log.info("pair.unknown", pair=pair_id)
             return
         try:
-            with self._service.outage.watched():
-                work(*found)
+            with watching(self._service):
+                note_outage(self._service, work(*found))
         except SyncdError as exc:
             self._log.error("run.failed", tenant=found[0].tenant, pair=found[1].name, problem=str(exc))
 
     def chore(self, name: str) -> None:
         """What is done beside the runs."""
-        with self._service.outage.watched():
+        with watching(self._service):
             if name == "audit":
                 self.audit()
             elif name == "prune":

@@ -311,6 +311,26 @@ def config_schema() -> None:
     _print_json(json_schema())
 
 
+@cli.group()
+def notify() -> None:
+    """Try who is told when something is the matter (notify in syncd.yaml)."""
+
+
+@notify.command(name="test")
+def notify_test() -> None:
+    """Send one notice to everybody who is to be told, to see it arrive."""
+    from syncd.notify import send_test
+
+    with _service() as service:
+        outcomes = [(receiver.name, send_test(service, receiver)) for receiver in service.notify]
+    for name, problem in outcomes:
+        click.echo(f"{name}: {problem or 'told'}")
+    if not outcomes:
+        raise click.UsageError("nobody is told; write notify into config/syncd.yaml")
+    if any(problem for _, problem in outcomes):
+        raise SystemExit(1)
+
+
 # --- looking ------------------------------------------------------------------------------
 
 

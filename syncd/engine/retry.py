@@ -58,6 +58,11 @@ class _Window:
         excess = len(self.sent) + calls - max(calls, int(self.quota.calls * self.share))
         return (self.sent[excess - 1] - horizon).total_seconds() if excess > 0 else 0.0
 
+    def usage(self, at: datetime) -> tuple[int, int]:
+        """Calls sent in the window that ends now, and how many may be; changes nothing, so that any thread may ask."""
+        horizon = at - timedelta(seconds=self.quota.seconds)
+        return sum(horizon < each <= at for each in self.sent.copy()), max(1, int(self.quota.calls * self.share))
+
 
 class Ledger(Protocol):
     """What is left of an account's quotas among all who use it; see ``syncd.state.budget.Budget``."""
@@ -109,6 +114,11 @@ class Courier:
         for quota in quotas:
             window = self._windows.get(quota.bucket)
             self._windows[quota.bucket] = _Window(quota, self._share, window.sent if window else deque())
+
+    def usage(self) -> dict[str, tuple[int, int]]:
+        """By bucket the calls sent in its current window, and how many may be. Any thread may ask."""
+        now = self._patience.now()
+        return {bucket: window.usage(now) for bucket, window in self._windows.copy().items()}
 
     def observe(self, bucket: str, *, remaining: int, reset_seconds: float) -> None:
         """Hold back when the vendor says that nearly nothing is left of a quota, for others' sake too."""

@@ -87,12 +87,18 @@ class Journal:
             )  # fmt: skip
 
     def end_run(
-        self, run_id: str, state: str, at: datetime, counts: Mapping[str, Any], cost: Mapping[str, Any], message: str
+        self,
+        run_id: str,
+        state: str,
+        at: datetime,
+        counts: Mapping[str, Any],
+        cost: Mapping[str, Any],
+        message: str,
+        error: str | None = None,
     ) -> None:
+        told = {"state": state, "finished_at": at, "counts": counts, "cost": cost, "message": message, "error": error}
         with self._store.transaction():
-            self._rows.update_run(
-                run_id, {"state": state, "finished_at": at, "counts": counts, "cost": cost, "message": message}
-            )
+            self._rows.update_run(run_id, told)
 
     def unfinished_backfill(self) -> datetime | None:
         """When the backfill began that was cut off before it ended, if the last one was."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -34,12 +35,10 @@ def upgrade(engine: Engine) -> str:
 
 def require_current(engine: Engine) -> None:
     """Raises ConfigError if the database cannot be reached or lacks a migration of this release."""
+    wanted, known = _revisions()
     try:
         with engine.connect() as connection:
             found = MigrationContext.configure(connection).get_current_revision()
-            scripts = ScriptDirectory.from_config(configuration(connection))
-            wanted = scripts.get_current_head()
-            known = {script.revision for script in scripts.walk_revisions()}
             lacks = _queue_lacks(connection) if found == wanted else []
     except OperationalError as exc:
         raise ConfigError(_DOWN) from exc
@@ -72,6 +71,13 @@ def _queue_lacks(connection: Connection) -> list[str]:
     seen = set(connection.execute(select(queue_migration.c.name)).scalars())
     names = sorted(file.name for file in Path(SchemaManager.get_migrations_path()).glob("*.sql"))
     return [name for name in names if name not in seen]
+
+
+@cache
+def _revisions() -> tuple[str | None, frozenset[str]]:
+    """The revision that this release needs, and all that it knows; they do not change while a process lives."""
+    scripts = ScriptDirectory(str(folder()))
+    return scripts.get_current_head(), frozenset(script.revision for script in scripts.walk_revisions())
 
 
 def configuration(connection: Connection) -> Config:

@@ -211,6 +211,8 @@ run = Table(
     _json("counts"),
     _json("cost"),
     Column("message", Text, nullable=False, server_default=""),
+    # Which of the errors of ``errors.py`` ended it, or that a bug did.
+    Column("error", Text),
     CheckConstraint("state IN ('running', 'done', 'halted', 'failed', 'abandoned')", name="state"),
     Index("uq_run_running", "pair", unique=True, postgresql_where=text("state = 'running'")),
     Index("ix_run_pair_started_at", "pair", "started_at"),
@@ -352,3 +354,16 @@ budget = Table(
 
 #: Which migrations of the queue's library this database has seen; its tables are named procrastinate_*.
 queue_migration = Table("queue_migration", metadata, Column("name", Text, primary_key=True))
+
+# What people were told of, or are about to be: one row per thing that is the matter, gone when its end was told.
+notice = Table(
+    "notice",
+    metadata,
+    Column("subject", Text, primary_key=True),
+    Column("what", Text, primary_key=True),
+    Column("is_on", Boolean, nullable=False),
+    _at("since", nullable=False),
+    _json("facts"),
+    # By the name of each receiver: what it knows, and how often it was tried to tell it more.
+    _json("told"),
+)

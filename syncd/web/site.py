@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from syncd.config import Configuration, WebConfig
 from syncd.wiring import Service
+
+#: A part of the process that was silent for so long is stuck.
+SILENT_SECONDS: Final = 120.0
+
+
+@dataclass(slots=True)
+class Vitals:
+    """Signs of life of the process's parts, by a clock that nobody sets. Any thread may beat."""
+
+    now: Callable[[], float] = time.monotonic
+    is_stopping: bool = False
+    """Set first of all when the process is asked to stop, so that no more requests are sent its way."""
+    _beats: dict[str, float] = field(default_factory=dict)
+
+    def beat(self, part: str) -> None:
+        """A part says that it lives; from now on its silence counts as stuck."""
+        self._beats[part] = self.now()
+
+    def end(self, part: str) -> None:
+        """A part has ended as it should, and is missed no more."""
+        self._beats.pop(part, None)
+
+    def silent(self) -> tuple[str, ...]:
+        """The parts that lived and have not been heard of for too long."""
+        now = self.now()
+        return tuple(sorted(part for part, at in self._beats.copy().items() if now - at > SILENT_SECONDS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +48,4 @@ class Site:
     tenants: Callable[[], Configuration]
     wake: Callable[[str], object]
     settings: WebConfig
+    vitals: Vitals = field(default_factory=Vitals)

@@ -872,7 +872,13 @@ def test_the_environment_wins_over_the_service_file(tmp_path: Path, monkeypatch:
     ("text", "said"),
     [
         ("worker: 3\n", ":1: worker: unknown key 'worker'; did you mean 'workers'? "
-         "Known: data_dir, database_url, log_level, retention, tenants, workers."),
+         "Known: data_dir, database_url, log_level, notify, retention, tenants, web, workers."),
+        ("notify:\n  - url: https://hooks.example.com/secret\n", ":2: notify[0].url: a secret must not stand in the "
+         "file. Write {env: NAME} or {file: PATH}."),
+        ("notify:\n  - kinds: [halted]\n", ":2: notify[0]: a notice goes to a url or to a command. "
+         "Write one of the two."),
+        ("notify:\n  - command: [page]\n    kinds: [halt]\n", ":3: notify[0].kinds[0]: unknown kind of notice 'halt'; "
+         "did you mean 'halted'? Known: unapproved, halted, failing, refused, resting, waiting, config, database."),
         ("database_url: postgresql://me:hunter2@db/x\n", ":1: database_url: a secret must not stand in the file. "
          "Write {env: NAME} or {file: PATH}."),
         ("workers: 0\n", ":1: workers: '0' is out of range. Write a number that is at least 1."),

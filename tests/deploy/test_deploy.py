@@ -20,7 +20,8 @@ from syncd.config import load
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
-MANIFESTS = sorted(file for file in DEPLOY.rglob("*.yaml") if "tenants" not in file.relative_to(DEPLOY).parts)
+NO_MANIFESTS = {"tenants", "observability"}
+MANIFESTS = sorted(file for file in DEPLOY.rglob("*.yaml") if not NO_MANIFESTS & {*file.relative_to(DEPLOY).parts})
 KUSTOMIZATIONS = sorted(DEPLOY.rglob("kustomization.yaml"))
 PROSE = sorted(
     [

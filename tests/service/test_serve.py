@@ -17,8 +17,9 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
-from syncd.state.outage import Outage, is_lost
+from syncd.state.outage import is_lost
 from syncd.tenants import Tenants
+from syncd.wiring import watching
 from syncd.worker import Queue, Worker
 from tests.cli.test_cli import Desk, desk, folder, in_step
 from tests.service.test_queue import PAIR, jobs, last_run, until
@@ -111,18 +112,17 @@ def test_a_lost_database_is_told_from_a_refused_statement(desk: Desk) -> None:
     assert [is_lost(each) for each in (*lost, *kept)] == [True, True, False, False]
 
 
-def test_an_outage_is_told_when_it_begins_and_when_it_ends() -> None:
+def test_an_outage_is_told_when_it_begins_and_when_it_ends(desk: Desk) -> None:
     """And not in between, however many parts notice."""
-    outage = Outage()
     with capture_logs() as logs:
         for _ in range(3):
-            with outage.watched():
+            with watching(desk.service):
                 create_engine("postgresql+psycopg://u:p@127.0.0.1:1/x").connect()
         for _ in range(3):
-            with outage.watched():
+            with watching(desk.service):
                 pass
     assert [each["event"] for each in logs] == ["database.lost", "database.found"]
-    with pytest.raises(KeyError), outage.watched():
+    with pytest.raises(KeyError), watching(desk.service):
         raise KeyError
 
 
