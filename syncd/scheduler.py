@@ -12,10 +12,12 @@ from datetime import datetime, timedelta
 from typing import Protocol
 
 import structlog
+from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from syncd.config import PairConfig
 from syncd.errors import ConfigError
+from syncd.notify import look_and_tell
 from syncd.state import pairs
 from syncd.tenants import Tenants
 from syncd.wiring import Service, watching
@@ -23,6 +25,8 @@ from syncd.wiring import Service, watching
 RELOAD_SECONDS = 5
 #: What is done beside the runs, and how often somebody looks whether it is due.
 CHORES: Mapping[str, float] = {"audit": 60.0, "prune": 86_400.0}
+#: How often it is looked whether people are to be told of something.
+TELL_SECONDS = 15.0
 #: Another replica's tick counts as this one's if it was no longer ago than this share of the interval.
 HEARD_SHARE = 0.8
 
@@ -38,12 +42,17 @@ class Asks(Protocol):
 class Schedule:
     """The ticks of one process, kept in line with the tenants' files."""
 
-    def __init__(self, service: Service, tenants: Tenants, queue: Asks):
-        self._service, self._tenants, self._queue = service, tenants, queue
+    def __init__(
+        self, service: Service, tenants: Tenants, queue: Asks, *, beat: Callable[[], None] = lambda: None
+    ):  # fmt: skip
+        self._service, self._tenants, self._queue, self._beat = service, tenants, queue, beat
         self._log = structlog.get_logger()
         self._ticks: dict[str, tuple[timedelta, str]] = {}
         self.scheduler = BackgroundScheduler(
-            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}, timezone="UTC"
+            # Who is told may be slow to answer; no tick waits for that.
+            executors={"default": ThreadPoolExecutor(4), "notices": ThreadPoolExecutor(1)},
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+            timezone="UTC",
         )
 
     def start(self) -> None:
@@ -51,6 +60,7 @@ class Schedule:
         if not self.reload():
             raise ConfigError(f"no usable tenant in {self._tenants.folder}; run: syncd config check")
         self.scheduler.add_job(self.reload, "interval", seconds=RELOAD_SECONDS, id="reload")
+        self.scheduler.add_job(self._tell, "interval", seconds=TELL_SECONDS, id="notices", executor="notices")
         for name, seconds in CHORES.items():
             self.scheduler.add_job(
                 self._tick, "interval", args=[lambda name=name: self._queue.chore(name)], seconds=seconds,
@@ -64,6 +74,7 @@ class Schedule:
 
     def reload(self) -> int:
         """Bring the ticks in line with the files; returns how many pairs there are."""
+        self._beat()
         wanted = {
             f"{tenant.tenant}/{pair.name}": pair
             for tenant in self._tenants.now().tenants
@@ -97,6 +108,10 @@ class Schedule:
         if last is not None and _is_recent(last, now, pair.every * HEARD_SHARE):
             return False
         return self._queue.wake(pair_id)
+
+    def _tell(self) -> None:
+        """Tell people what is the matter, and what is over; several replicas may look at once."""
+        look_and_tell(self._service, self._tenants.now())
 
     def _tick(self, ask: Callable[[], object]) -> None:
         """While the database is gone nothing is asked for, and that is said once."""

@@ -24,7 +24,7 @@ from syncd.errors import ConfigError
 from syncd.scheduler import Schedule
 from syncd.tenants import Tenants
 from syncd.web import application
-from syncd.web.site import Site
+from syncd.web.site import Site, Vitals
 from syncd.wiring import Service
 from syncd.worker import Queue, Worker
 
@@ -71,20 +71,23 @@ def running(
     tenants = Tenants(folder)
     tenants.now()
     daemon = Daemon(Queue(service.engine), tenants)
-    worker = Worker(service, tenants, on_failure=lambda: _fail(daemon, over))
+    vitals = Vitals()
+    worker = Worker(service, tenants, beat=lambda: vitals.beat("worker"), on_failure=lambda: _fail(daemon, over))
     with ExitStack() as stack:
         if parts.web:
-            site = Site(service, tenants.now, daemon.queue.wake, settings.web)
+            site = Site(service, tenants.now, daemon.queue.wake, settings.web, vitals)
             daemon.url = stack.enter_context(_listening(application(site), settings.web))
         if parts.worker:
             worker.start()
-        schedule = Schedule(service, tenants, daemon.queue)
+        schedule = Schedule(service, tenants, daemon.queue, beat=lambda: vitals.beat("scheduler"))
         if parts.scheduler:
             schedule.start()
         log.info("service.started", url=daemon.url, pairs=len(list(_pairs(tenants))))
         try:
             yield daemon
         finally:
+            vitals.is_stopping = True
+            vitals.end("scheduler")
             log.info("service.stopping", grace_seconds=settings.grace.total_seconds())
             if parts.scheduler:
                 schedule.stop()
