@@ -318,6 +318,32 @@ class SecretRef(_Strict):
 # --- what a tenant's file says ---------------------------------------------------------------
 
 
+class WebhooksConfig(_Strict):
+    """What proves this connection's webhooks; without it none are taken."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["secret"]}, {"required": ["secrets"]}]})
+
+    secret: SecretRef | None = Field(
+        default=None,
+        description="Where the secret is kept. Propstreet: whsec_..., written there by syncd webhooks register. "
+        "HubSpot: the app's client secret. Salesforce: at least 32 characters that you made up.",
+    )
+    secrets: tuple[SecretRef, ...] = Field(
+        default=(), description="Several, the newest first, while one takes the other's place."
+    )
+
+    @model_validator(mode="after")
+    def _has_one(self) -> WebhooksConfig:
+        if (self.secret is None) == (not self.secrets):
+            raise _refusal("webhooks need either a secret or secrets", "Write secret: {file: PATH}.")
+        return self
+
+    @property
+    def refs(self) -> tuple[SecretRef, ...]:
+        """All of them, the newest first."""
+        return self.secrets if self.secret is None else (self.secret,)
+
+
 class ConnectionConfig(_Strict):
     """A tenant's account at one system."""
 
@@ -332,6 +358,9 @@ class ConnectionConfig(_Strict):
         "client_secret, or client_id, username and private_key.",
     )
     options: Mapping[str, Native] = Field(default={}, description="What else the connector's README names, as text.")
+    webhooks: WebhooksConfig | None = Field(
+        default=None, description="What proves its webhooks (docs/webhooks.md). Default: none are taken."
+    )
 
 
 class WhenConfig(_Strict):
@@ -825,8 +854,8 @@ class TenantConfig(_Strict):
         effective = {
             "tenant": self.tenant,
             "compare_every": self.compare_every.total_seconds(),
-            "propstreet": self.propstreet.model_dump(mode="json"),
-            "pair": pair.model_dump(mode="json", exclude={"limits", "quiet"}),
+            "propstreet": self.propstreet.model_dump(mode="json", exclude={"webhooks"}),
+            "pair": pair.model_dump(mode="json", exclude={"limits", "quiet", "webhooks"}),
             "limits": asdict(self.limits(pair)),
         }
         return hashlib.sha256(json.dumps(effective, sort_keys=True).encode()).hexdigest()
@@ -838,6 +867,16 @@ class TenantConfig(_Strict):
         for index, pair in enumerate(self.pairs):
             for name, ref in pair.auth.items():
                 yield ("pairs", index, "auth", name), ref
+
+    def webhook_secrets(self) -> Iterator[tuple[Place, SecretRef]]:
+        """Every secret that proves webhooks. A tenant is synced without them too: Propstreet's is made by a command."""
+        connections: list[tuple[Place, ConnectionConfig]] = [(("propstreet",), self.propstreet)]
+        connections += [(("pairs", index), pair) for index, pair in enumerate(self.pairs)]
+        for place, connection in connections:
+            said = connection.webhooks
+            for number, ref in enumerate(said.refs if said is not None else ()):
+                key = ("secret",) if said is not None and said.secret is not None else ("secrets", number)
+                yield (*place, "webhooks", *key), ref
 
 
 def missing_secrets(tenant: TenantConfig) -> list[Problem]:
@@ -1020,7 +1059,7 @@ def _explain(error: ErrorDetails, place: Place, schema: JsonSchemaValue) -> tupl
     """What is wrong at a place, and the fix. Words from the file are shown where no secret can stand."""
     context, said, kind = error.get("ctx", {}), error["input"], error["type"]
     key = place[-1] if place else ""
-    is_secretive = "auth" in place or "database_url" in place
+    is_secretive = bool({"auth", "database_url", "webhooks"} & set(place))
     match kind:
         case "refused":
             return context["what"], context["fix"]
@@ -1201,7 +1240,7 @@ def _tenant(document: _Document, schema: JsonSchemaValue) -> TenantConfig | None
     if document.problems:
         return None
     found._file = document.file
-    for place, ref in found.secrets():
+    for place, ref in (*found.secrets(), *found.webhook_secrets()):
         ref._origin = (document.file, _dotted(place), document.line(place))
     return found
 

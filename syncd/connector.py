@@ -4,6 +4,7 @@ A connector translates one vendor's API to records in canonical values and back,
 it decides nothing about matching, merging, order, retries or pacing. It is found through the
 entry point group ``syncd.connectors``; the entry point is a callable with the signature of
 ``ConnectorFactory``. ``syncd.testing.conformance`` holds the tests that each connector passes.
+A vendor that sends webhooks has a ``Receiver`` under the same name in the group ``syncd.webhooks``.
 
 Every HTTP exchange goes through the ``Wire`` that the engine hands in, which paces, retries,
 counts and, in a dry run, refuses writes. Library retries must be off.
@@ -15,8 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 from importlib.metadata import entry_points
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from syncd.core.mapping import Refusal
 from syncd.core.model import Address, FieldType, Json, Record, Values, Verb
@@ -25,6 +27,7 @@ from syncd.errors import ConfigError
 T = TypeVar("T")
 
 GROUP = "syncd.connectors"
+WEBHOOKS = "syncd.webhooks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +238,8 @@ def _nobody(key: str, ids: Sequence[str]) -> Iterable[Address]:
 class Pull:
     """What to read: all kinds of one pull group, each from its watermark; None means everything.
 
-    ``parents`` yields the deals to visit for child kinds; it may be long, so take it lazily in
-    the vendor's batch size. ``holders(key, ids)`` tells which known deals came with one of these
+    ``parents`` yields the deals to visit for child kinds, all of them in a sweep; it may be long, so
+    take it lazily in the vendor's batch size. ``holders(key, ids)`` tells which known deals came with one of these
     ids under ``opaque[key]``, for a deal whose values come from a second resource. ``is_deep``
     asks for the deep overlap, ``is_sweep`` for what the delta does not show and a listing does:
     deletions, merges, associations. ``is_backfill``: everything is read and written once, at a
@@ -449,3 +452,113 @@ def load(name: str) -> ConnectorFactory:
         raise ConfigError(f"unknown connector {name!r}; installed: {known}")
     factory: ConnectorFactory = found[name].load()
     return factory
+
+
+# --- webhooks -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One HTTP request that claims to be a vendor's webhook. Nothing of it is proved.
+
+    ``url`` is the public one, as the vendor knows it, with its query and its escapes as they came.
+    ``headers`` are named in lower case; ``body`` are the bytes that were signed.
+    """
+
+    method: str
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """Something of one kind moved; what, the run reads for itself.
+
+    ``ids``: records that no listing may show yet, so that they are read by id; associations that only
+    a sweep shows (``KindCapability.is_swept``) by their parent's id. A system whose listings are
+    current names none. ``parents``: deals below which something moved, where each has a watermark
+    of its own, so that they are visited first.
+    """
+
+    kind: str
+    ids: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a proved delivery says.
+
+    ``ids`` are what the delivery, or each of its parts, is known by, the same when it is repeated.
+    ``account`` is the account that it says it comes from, spelt as ``Account.id``, None if it does
+    not say. ``answer`` is the body that the vendor wants in return.
+    """
+
+    ids: tuple[str, ...]
+    hints: tuple[Hint, ...] = ()
+    account: str | None = None
+    answer: str = ""
+    content_type: str = "text/plain"
+
+
+class Receiver(Protocol):
+    """What the entry point of ``WEBHOOKS`` is: proves a delivery and reads what moved. Calls nobody."""
+
+    def __call__(self, delivery: Delivery, secrets: Sequence[str], at: datetime) -> Heard:
+        """Prove a delivery before anything of it is read.
+
+        Args:
+            delivery: as it came.
+            secrets: at least one, several while they are rotated; any of them may prove it.
+            at: now. A signature that carries a time is refused when that lies too far off.
+
+        Raises:
+            ForgedError: a wrong, missing or stale signature. The message never quotes the delivery.
+            ContractError: proved, but not what the vendor's contract knows.
+            ConfigError: a secret that can prove nothing.
+        """
+        ...
+
+
+@cache
+def load_receiver(name: str) -> Receiver | None:
+    """The receiver registered under a connector's name, None if its vendor sends no webhooks."""
+    for entry in entry_points(group=WEBHOOKS, name=name):
+        receiver: Receiver = entry.load()
+        return receiver
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """Where a vendor sends webhooks. ``is_active`` is None where it does not say."""
+
+    id: str
+    url: str
+    events: tuple[str, ...] = ()
+    is_active: bool | None = None
+
+
+@runtime_checkable
+class Subscriber(Protocol):
+    """What a connector can do besides, whose vendor lets webhooks be ordered by its API."""
+
+    def subscriptions(self) -> Sequence[Subscription]:
+        """All there are, whoever made them."""
+        ...
+
+    def subscribe(self, url: str) -> tuple[Subscription, str]:
+        """Order all events of ours, unfiltered; also the secret, which is shown this once.
+
+        Raises UnknownOutcomeError if the answer was lost: there may be a subscription then.
+        """
+        ...
+
+    def unsubscribe(self, id_: str) -> None:
+        """Send nothing more; one that is gone already is no error."""
+        ...
+
+    def replay(self, id_: str, since: datetime) -> int:
+        """Ask for some deliveries that failed since then once more; how many, 0 when there are none left."""
+        ...

@@ -75,6 +75,10 @@ class ContractError(SyncdError):
     """The vendor answered something its contract does not know: stops the connection, guesses nothing."""
 
 
+class ForgedError(SyncdError):
+    """A delivery that claims to be a vendor's webhook is not proved to be one, or is too old: refused, and not read."""
+
+
 class HaltedError(SyncdError):
     """A brake stopped the pair; a person must say go. ``plan_id`` names the plan that waits."""
 

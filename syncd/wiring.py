@@ -34,6 +34,7 @@ from syncd.connector import (
     Finding,
     KindChoice,
     Secret,
+    Subscriber,
     load,
 )
 from syncd.core.audit import Difference
@@ -828,6 +829,14 @@ def check_pair(service: Service, tenant: TenantConfig, pair: PairConfig, *, is_f
         opened.close()
         service._opened.pop((tenant.tenant, pair.name, False, None), None)
     return Checked(tenant.tenant, pair.name, accounts, tuple(findings))
+
+
+def subscriber_of(service: Service, tenant: TenantConfig) -> Subscriber:
+    """The tenant's Propstreet connection, as far as it orders webhooks. Raises ConfigError if it cannot."""
+    connector = _open(service, tenant, tenant.pairs[0], is_dry=False).connectors[Side.LEFT]
+    if not isinstance(connector, Subscriber):
+        raise ConfigError(f"{tenant.file}: the connector {PROPSTREET!r} that is installed cannot order webhooks")
+    return connector
 
 
 # --- forgetting ---------------------------------------------------------------------------

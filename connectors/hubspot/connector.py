@@ -326,9 +326,10 @@ class HubSpotConnector:
         """Contacts, and for those that moved their companies, with the job title just read.
 
         Rows that only the overlap brings back were visited before; they are visited again when
-        the overlap is deep. Other contacts, which have no job title to tell here, are visited in
-        a sweep, or when employments are to be read from the beginning. The clock of employments
-        is that of their contacts: it tells no more than that they have been read.
+        the overlap is deep. Other contacts, which have no job title to tell here, are visited if
+        they are asked for: all in a sweep, or when employments are to be read from the beginning,
+        else those of which a webhook spoke. The clock of employments is that of their contacts: it
+        tells no more than that they have been read.
         """
         watermark = request.watermarks.get("contact")
         since = mapping.instant(watermark, "watermark") if watermark is not None else None
@@ -352,8 +353,7 @@ class HubSpotConnector:
                 visited.update(some if since is not None else ())
                 yield from self._employments(some, (), clock)
         visited.update(titles)
-        is_swept = since is not None and (request.is_sweep or request.watermarks.get("employment") is None)
-        others = (each for each in request.parents() if each.id not in visited) if is_swept else ()
+        others = (each for each in request.parents() if each.id not in visited) if since is not None else ()
         yield from self._employments(titles, others, clock)
 
     def _employments(self, titles: Mapping[str, str | None], others: Iterable[Parent], clock: str) -> Iterator[Page]:

@@ -22,6 +22,7 @@ from starlette.responses import Response
 
 from connectors.hubspot.fields import own_properties
 from connectors.hubspot.schema import PAIRS
+from connectors.hubspot.sender import Sender
 from syncd.core import mapping
 from syncd.testing.emulator import Answer, Call, Emulator, Handler, Now, RateLimit, reply
 
@@ -181,6 +182,7 @@ class HubSpotEmulator(Emulator):
             self._defined["deals"]["deal_currency_code"] = _definition(
                 "deal_currency_code", "enumeration", "select", options=options
             )
+        self.webhooks: Sender | None = None
         self._next_id = 20_100
         self._next_label = 31
         self._limits = {
@@ -227,6 +229,21 @@ class HubSpotEmulator(Emulator):
         with self.lock:
             self._expires[token] = None
 
+    def deliver_to(self, url: str, secret: str, *, app_id: int = 4) -> Sender:
+        """A person sets an app's target URL and subscribes to everything; ``secret`` is its client secret."""
+        self.webhooks = Sender(url, secret, app_id, self.portal_id, self.now, lambda: self.post)
+        return self.webhooks
+
+    def stop_webhooks(self) -> None:
+        """A person takes the app's target URL away."""
+        if self.webhooks is not None:
+            self.webhooks.outbox.close()
+            self.webhooks = None
+
+    def stop(self) -> None:
+        self.stop_webhooks()
+        super().stop()
+
     # --- people's edits -----------------------------------------------------------------
 
     def add(self, type_: str, props: Mapping[str, str]) -> str:
@@ -252,6 +269,7 @@ class HubSpotEmulator(Emulator):
             thing = self._things[type_][int(id_)]
             thing.archived_at = None
             thing.past.append((self._ms(), dict(thing.properties)))
+            self._tell(type_, thing, "restore")
 
     def merge(self, type_: str, primary: str, other: str) -> str:
         """Merge two records; returns the survivor's id, a new one except for companies."""
@@ -733,6 +751,7 @@ class HubSpotEmulator(Emulator):
         if thing is not None:
             self._archive(type, thing)
             del self._things[type][thing.id]
+            self._tell(type, thing, "privacyDeletion")
         return reply(204)
 
     # --- associations -----------------------------------------------------------------------
@@ -839,9 +858,13 @@ class HubSpotEmulator(Emulator):
         self._bonds[pair].setdefault(one_id, {}).setdefault(other_id, set()).update(types)
         mirrored = {(category, self._twins[id_]) for category, id_ in types}
         self._bonds[other, one].setdefault(other_id, {}).setdefault(one_id, set()).update(mirrored)
+        if self.webhooks is not None:
+            self.webhooks.associated(one, one_id, other, other_id, is_removed=False)
 
     def _unbind(self, one: str, one_id: int, other: str, other_id: int, types: set[_Type] | None) -> None:
         here, there = self._bonds[one, other].get(one_id, {}), self._bonds[other, one].get(other_id, {})
+        if self.webhooks is not None and other_id in here:
+            self.webhooks.associated(one, one_id, other, other_id, is_removed=types is None)
         if types is None or ("HUBSPOT_DEFINED", _PLAIN[one, other]) in types:
             here.pop(other_id, None)
             there.pop(one_id, None)
@@ -947,10 +970,15 @@ class HubSpotEmulator(Emulator):
             given |= {"pipeline": "default"}
         thing = _Thing(id_, given, at, at)
         self._things[type_][id_] = thing
+        self._tell(type_, thing, "creation", is_person=properties.get("hs_updated_by_user_id") == PERSON)
         return self._change(type_, thing, properties)
 
     def _change(self, type_: str, thing: _Thing, properties: Mapping[str, str]) -> _Thing:
         """Store and stamp: the modified time moves even where no value does."""
+        if self.webhooks is not None:
+            is_person = properties.get("hs_updated_by_user_id") == PERSON
+            moved = {name: value for name, value in properties.items() if value != thing.properties.get(name, "")}
+            self.webhooks.changed(type_, thing.id, moved, is_person=is_person)
         thing.properties.update({"hs_updated_by_user_id": "", **properties})
         for name, value in properties.items():
             alias = "email" if name == "hs_additional_emails" else name
@@ -965,6 +993,7 @@ class HubSpotEmulator(Emulator):
     def _archive(self, type_: str, thing: _Thing) -> None:
         thing.archived_at = self._ms()
         thing.past.append((thing.archived_at, None))
+        self._tell(type_, thing, "deletion")
         for (one, other), bonds in self._bonds.items():
             if one == type_:
                 for other_id in list(bonds.get(thing.id, {})):
@@ -998,7 +1027,17 @@ class HubSpotEmulator(Emulator):
                         self._bind(one, survivor.id, two, end, set(types))
             del self._things[type_][gone.id]
             self._aliases[type_][gone.id] = survivor.id
+        told: dict[str, Any] = {
+            "primaryObjectId": primary.id,
+            "mergedObjectIds": [other.id],
+            "newObjectId": survivor.id,
+        }
+        self._tell(type_, survivor, "merge", numberOfPropertiesMoved=len(properties), **told)
         return self._change(type_, survivor, properties)
+
+    def _tell(self, type_: str, thing: _Thing, what: str, *, is_person: bool = True, **more: Any) -> None:
+        if self.webhooks is not None:
+            self.webhooks.told(type_, thing.id, what, is_person=is_person, **more)
 
     # --- values ---------------------------------------------------------------------------------
 

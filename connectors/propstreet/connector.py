@@ -21,6 +21,7 @@ from typing import Final
 from connectors.propstreet import fields
 from connectors.propstreet.client import PAGE_SIZE, Client, Row, segment
 from connectors.propstreet.fields import NO_PROPERTY, PATHS, PROPERTY_FIELDS, Setup
+from connectors.propstreet.webhooks import Subscriptions
 from connectors.propstreet.writes import BATCH, FEW, Writer, path_of
 from syncd.connector import (
     Account,
@@ -33,6 +34,7 @@ from syncd.connector import (
     Parent,
     Pull,
     Quota,
+    Subscription,
     Tally,
     Wire,
     Write,
@@ -142,6 +144,7 @@ class PropstreetConnector:
         self._client = client
         self._setup = setup
         self._writer = Writer(client, setup, now)
+        self._subscriptions = Subscriptions(client)
         self._primaries = _Primaries()
 
     # --- the account ------------------------------------------------------------------
@@ -183,6 +186,20 @@ class PropstreetConnector:
 
     def close(self) -> None:
         self._client.close()
+
+    # --- webhooks, see ``Subscriber`` -------------------------------------------------
+
+    def subscriptions(self) -> Sequence[Subscription]:
+        return self._subscriptions.list()
+
+    def subscribe(self, url: str) -> tuple[Subscription, str]:
+        return self._subscriptions.create(url)
+
+    def unsubscribe(self, id_: str) -> None:
+        self._subscriptions.delete(id_)
+
+    def replay(self, id_: str, since: datetime) -> int:
+        return self._subscriptions.replay(id_, since)
 
     # --- pulling ----------------------------------------------------------------------
 

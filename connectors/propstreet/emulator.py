@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 
 from starlette.responses import Response
 
+from connectors.propstreet.sender import NOUNS, Sender
 from syncd.testing.emulator import Answer, Call, Emulator, Handler, Now, RateLimit, reply
 
 COLLECTIONS: Final = ("companies", "contacts", "links", "projects", "prospects", "properties")
@@ -100,7 +101,8 @@ class PropstreetEmulator(Emulator):
     ``page_cap`` bounds a page below what was asked for. ``late_commit_seconds``: what people write
     becomes visible that much later, with the time at which it was written. ``is_lenient`` ignores
     unknown body fields instead of refusing them. ``stale_status`` and ``closed_status`` choose
-    among the documented answers to a stale tag and to a write on a closed project.
+    among the documented answers to a stale tag and to a write on a closed project. ``webhooks`` sends
+    what was subscribed to by the API.
     """
 
     def __init__(
@@ -149,6 +151,7 @@ class PropstreetEmulator(Emulator):
             if is_personal
             else {"client_id": "client-emulated", "client_secret": "secret-emulated"}
         )
+        self.webhooks = Sender(now, self.lock, lambda: self.post)
         self._limit = RateLimit(60 if is_personal else 600, 60.0) if quota else None
         self._left: tuple[int, int, float] = (600, 600, 60.0)
         self._tokens: dict[str, datetime] = {}
@@ -266,6 +269,12 @@ class PropstreetEmulator(Emulator):
         with self.lock:
             self._tokens.clear()
 
+    def stop(self) -> None:
+        if self.webhooks.outbox is not None:
+            self.webhooks.outbox.close()
+            self.webhooks.outbox = None
+        super().stop()
+
     # --- the store --------------------------------------------------------------------
 
     def _ticks(self) -> int:
@@ -314,6 +323,19 @@ class PropstreetEmulator(Emulator):
             project = self._shelves["projects"].rows.get(row.fields["projectId"])
             if project is not None:
                 self._shelves["projects"].put(self._stamped(project))
+        if collection in NOUNS and self.webhooks.is_wanted:
+            self._tell(collection, before, row)
+
+    def _tell(self, collection: str, before: Stored | None, row: Stored) -> None:
+        """Webhooks go out once what they speak of is committed."""
+        old = before.fields if before is not None else {}
+        changed = [name for name, value in row.fields.items() if value != old.get(name)]
+        if before is None:
+            self.webhooks.tell(collection, "created", self._view(collection, row), changed)
+        elif row.deleted is not None and before.deleted is None:
+            self.webhooks.tell(collection, "deleted", self._view(collection, row), changed)
+        elif changed or row.deleted != before.deleted:
+            self.webhooks.tell(collection, "updated", self._view(collection, row), changed)
 
     def _index(self, collection: str, row: Stored, is_there: bool) -> None:
         if collection == "prospects":
@@ -547,6 +569,7 @@ class PropstreetEmulator(Emulator):
             ("DELETE", projects + one, self._deleter("projects")),
             ("GET", f"{API}/properties", self._lister("properties")),
             ("GET", f"{API}/properties/{{id}}", self._getter("properties")),
+            *self.webhooks.routes(API),
         ]
 
     def _token(self, call: Call, **_: str) -> Response:

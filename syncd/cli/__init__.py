@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from syncd.cli import privacy, repair, why  # noqa: F401 - their commands join the others by being defined
+from syncd.cli import privacy, repair, webhooks, why  # noqa: F401 - their commands join the others by being defined
 from syncd.cli.commands import cli
 
 

@@ -4,12 +4,13 @@ What a page shows is written down before the watermark passes it, in records tha
 they are settled; so a run that dies goes on where its last whole feed ended. What a listing no
 longer shows is judged when all is read: it is read once more before it counts as deleted, and not
 believed at all if too much is missing at once. A clock of a record, which may be wrong, moves no
-watermark beyond our own.
+watermark beyond our own. What webhooks spoke of is read by id after the listings, since an index
+may not show it for a while, and would bring back what is gone; such a read moves no watermark.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -72,22 +73,29 @@ def drain(
     quiet = lead.cost * SWEEP_SECONDS_PER_CALL if lead.cost > CHEAP_SWEEP else 0.0
     is_sweep = is_sweep_forced or _is_due(lead.swept_at, started_at, quiet)
     child = next((kind for kind in kinds if system.kind(kind).is_child), None)
-    if child is not None and system.kind(child).is_swept and not is_sweep and kinds == (child,):
-        return
+    told = ctx.store.dirty(side, kinds)
+    among: Collection[str] | None = None
+    if child is not None and system.kind(child).is_swept and not is_sweep:
+        if kinds == (child,):
+            if child not in told:
+                return
+            whole[child] = False
+        among = None if whole[child] else told.get(child, {}).keys()
 
     # Asked for, whatever comes of it.
     system.pulled.update(dict.fromkeys(kinds, 0))
     visited: dict[str, int] = {}
 
     def parents() -> Iterable[Parent]:
-        if child is None:
+        if child is None or (among is not None and not among):
             return
         if not system.kind(child).is_swept:
             ctx.store.forget_visits(side, child, started_at + timedelta(seconds=SKEW_SECONDS))
         rotation = _Rotation.of(ctx, system, child, started_at, is_whole=whole[child], anew_before=anew_before)
         rows = ctx.store.parents(
-            side, child, plan_id, visited_before=rotation.visited_before, closed_before=rotation.closed_before
-        )
+            side, child, plan_id,
+            visited_before=rotation.visited_before, closed_before=rotation.closed_before, among=among,
+        )  # fmt: skip
         for count, row in enumerate(rows):
             if rotation.limit is not None and count >= rotation.limit:
                 return
@@ -128,6 +136,7 @@ def drain(
                 if page.is_last:
                     missing.of(page.kind).records += listings[page.kind].missing()
         _take_visits(ctx, side, visits, visited, started_at, missing)
+    gone = _read_dirty(ctx, side, {kind: ids for kind, ids in told.items() if not whole[kind]})
     _believe(ctx, side, missing)
     for kind in kinds:
         notes: dict[str, object] = {}
@@ -138,6 +147,33 @@ def drain(
         if is_sweep and max(lead.cost, cost := system.courier.calls.total() - calls_before) > CHEAP_SWEEP:
             notes |= {"swept_at": started_at, "cost": cost}
         ctx.store.advance(side, kind, "", within(clocks.get(kind, []), started_at), **notes)
+        # What is gone may be shown for a while yet, and would be taken for new: it is read again until then.
+        lag = timedelta(seconds=system.capabilities.overlap_seconds)
+        stay = {id_ for id_ in gone.get(kind, ()) if started_at - told[kind][id_].heard_at < lag}
+        ctx.store.drop_dirty(side, kind, {id_: each for id_, each in told.get(kind, {}).items() if id_ not in stay})
+
+
+def _read_dirty(ctx: Context, side: Side, told: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
+    """Read by id what webhooks spoke of and the delta may not show yet; by kind what is gone, or went into another.
+
+    Of associations the parents are visited instead.
+    """
+    system = ctx.systems[side]
+    gone: dict[str, set[str]] = {}
+    for kind, ids in told.items():
+        if system.kind(kind).is_child or system.kind(kind).is_current:
+            continue
+        for found in _read_again(ctx, system, side, kind, [Address(id_) for id_ in sorted(ids)]):
+            # A listing that lags behind may just have shown what went into another: that one has its link by now.
+            merged = [
+                Record(kind, id_, {}, is_deleted=True, merged_into=record.id)
+                for id_, record in found.items()
+                if record.id != id_ and not record.is_deleted
+            ]
+            ctx.store.intake(side, kind, merged, ctx.now(), is_exact=False, is_current=True)
+            vanished = {id_ for id_, record in found.items() if record.is_deleted}
+            gone.setdefault(kind, set()).update(vanished, (each.id for each in merged))
+    return gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,11 +343,20 @@ def seek_stranded(ctx: Context, kind: str) -> None:
 
 def read_again(ctx: Context, system: System, side: Side, kind: str, addresses: Sequence[Address]) -> None:
     """Read records by id and keep what is news; a vanished one becomes a tombstone."""
+    for _ in _read_again(ctx, system, side, kind, addresses):
+        pass
+
+
+def _read_again(
+    ctx: Context, system: System, side: Side, kind: str, addresses: Sequence[Address]
+) -> Iterator[Mapping[str, Record]]:
+    """The same, with what each call has shown, by the ids asked for."""
     can = system.kind(kind)
     for start in range(0, len(addresses), can.read_batch):
         found = system.connector.read(kind, addresses[start : start + can.read_batch])
         records = [_spelt(ctx, side, record) for record in found.values()]
         ctx.store.intake(side, kind, records, ctx.now(), is_exact=False, is_current=True)
+        yield found
 
 
 def read_erased(ctx: Context, side: Side, kind: str, addresses: Sequence[Address], *, alone: Collection[str]) -> None:

@@ -61,10 +61,15 @@ def hint(engine: Engine, pair_id: str, side: Side, kind: str, parents: Collectio
 
     No lease is needed, and an id that was never visited is no matter: it comes first anyway.
     """
+    with engine.begin() as tx:
+        count_hint(tx, pair_id, side, kind, parents)
+
+
+def count_hint(tx: Connection, pair_id: str, side: Side, kind: str, parents: Collection[str]) -> None:
+    """The same inside of a transaction."""
     feed = s.feed.c
     told = (feed.pair == pair_id, feed.side == side, feed.kind == kind, one_of(feed.parent, parents))
-    with engine.begin() as tx:
-        tx.execute(update(s.feed).where(*told).values(hints=feed.hints + 1))
+    tx.execute(update(s.feed).where(*told).values(hints=feed.hints + 1))
 
 
 def find(engine: Engine, pair_id: str) -> Row[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
@@ -128,6 +128,7 @@ class PostgresRows:
         closed_before: datetime | None,
         after: Place | None,
         limit: int,
+        among: Collection[str] | None = None,
     ) -> list[Row]:
         kind = "contact" if child == "employment" else "deal"
         own_id, facts = _own(s.link, side, "id"), _own(s.link, side, "facts")
@@ -158,6 +159,8 @@ class PostgresRows:
             statement = statement.where(
                 or_(~known.c.is_closed, is_due, feed.visited_at.is_(None), feed.visited_at < closed_before)
             )
+        if among is not None:
+            statement = statement.where(one_of(known.c.id, among))
         if after is not None:
             statement = statement.where(tuple_(*order) > tuple_(*(literal(each) for each in after)))
         return self._all(statement.order_by(*order).limit(limit))
@@ -171,6 +174,21 @@ class PostgresRows:
             *self._seen(side, kind), one_of(s.sighting.c.facts["opaque"][key].astext, ids)
         )
         return _addresses(self._all(linked.union(seen)))
+
+    def dirty(self, side: Side, kinds: Collection[str]) -> list[Row]:
+        told = (s.dirty.c.pair == self.pair, s.dirty.c.side == side, one_of(s.dirty.c.kind, kinds))
+        dirty = s.dirty.c
+        rows = self._all(select(dirty.kind, dirty.id, dirty.hints, dirty.heard_at).where(*told))
+        return sorted(rows, key=lambda row: (row["kind"], row["id"]))
+
+    def drop_dirty(self, side: Side, kind: str, read: Mapping[str, int]) -> None:
+        told = (s.dirty.c.pair == self.pair, s.dirty.c.side == side, s.dirty.c.kind == kind)
+        # In the order in which a delivery takes them, so that the two wait for one another and never both.
+        in_order = select(s.dirty.c.id).where(*told, one_of(s.dirty.c.id, read.keys()))
+        self._writing.execute(in_order.order_by(s.dirty.c.id.collate("C")).with_for_update())
+        for hints in sorted(set(read.values())):
+            ids = sorted(id_ for id_, count in read.items() if count == hints)
+            self._writing.execute(delete(s.dirty).where(*told, one_of(s.dirty.c.id, ids), s.dirty.c.hints == hints))
 
     # --- sightings --------------------------------------------------------------------
 

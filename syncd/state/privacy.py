@@ -38,6 +38,7 @@ from syncd.core.model import FIELDS, RELATIONS, Hashed, Json, LinkState, Side
 from syncd.core.undo import REFS, is_own_hold
 from syncd.core.why import keep_word, recall_word
 from syncd.errors import NotFoundError, SyncdError
+from syncd.state import deliveries
 from syncd.state import schema as s
 from syncd.state.bulk import one_of
 from syncd.state.lease import Lease, prove
@@ -440,13 +441,14 @@ def prune(engine: Engine, retention: Retention, at: datetime, *, is_dry: bool = 
         (s.plan, s.plan.c.id.in_(_over_plans(at - retention.plans))),
         (s.run, and_(s.run.c.finished_at < at - retention.runs, *_is_unneeded_run())),
     )
+    heard = deliveries.prune(engine, at, is_dry=is_dry)
     if is_dry:
         with engine.connect() as tx:
-            return {
+            return heard | {
                 table.name: tx.execute(select(func.count()).select_from(table).where(old)).scalar_one()
                 for table, old in sorts
             }
-    return {table.name: _prune(engine, table, old) for table, old in sorts}
+    return {table.name: _prune(engine, table, old) for table, old in sorts} | heard
 
 
 def _prune(engine: Engine, table: Table, is_old: ColumnElement[bool]) -> int:

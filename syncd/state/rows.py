@@ -76,10 +76,12 @@ class Rows(Protocol):
         closed_before: datetime | None,
         after: Place | None,
         limit: int,
+        among: Collection[str] | None = None,
     ) -> list[Row]:
         """``id``, ``watermark``, ``is_closed``, ``has_children``, ``visited_at`` of a child's parents, by ``Place``.
 
-        Linked ones that nobody reported gone, and those that the plan creates on the other side.
+        Linked ones that nobody reported gone, and those that the plan creates on the other side;
+        with ``among`` only these.
         ``hints``: how often a webhook spoke of one; ``is_due``: whether it did since the last visit.
         """
 
@@ -88,6 +90,12 @@ class Rows(Protocol):
 
     def forget_visits(self, side: Side, kind: str, latest: datetime) -> None:
         """Visits noted later than ``latest`` were noted by a clock that was wrong, and prove nothing."""
+
+    def dirty(self, side: Side, kinds: Collection[str]) -> list[Row]:
+        """``kind``, ``id``, ``hints`` and ``heard_at`` of what a webhook spoke of, by kind and id."""
+
+    def drop_dirty(self, side: Side, kind: str, read: Mapping[str, int]) -> None:
+        """Those of which nothing more was heard than these hints."""
 
     # --- sightings --------------------------------------------------------------------
 

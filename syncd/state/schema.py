@@ -342,6 +342,28 @@ hold = Table(
     CheckConstraint(_SIDES, name="side"),
 )
 
+# Deliveries of webhooks by a digest of what each is known by, so that one that comes again is known.
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _at("heard_at", nullable=False),
+    Index("ix_delivery_heard_at", "heard_at"),
+)
+
+# Records that a webhook spoke of and that no listing may show yet: read by id, once, by the next run.
+dirty = Table(
+    "dirty",
+    metadata,
+    Column("pair", Text, ForeignKey("pair.id"), primary_key=True),
+    Column("side", Text, primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("hints", Integer, nullable=False, server_default="1"),
+    _at("heard_at", nullable=False),
+    CheckConstraint(_SIDES, name="side"),
+)
+
 budget = Table(
     "budget",
     metadata,

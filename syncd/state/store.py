@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from syncd.core.base import Halves, Unmoved
 from syncd.core.mapping import freeze, instant
@@ -104,6 +104,13 @@ class ParentRow:
     is_due: bool
 
 
+class Told(NamedTuple):
+    """How often webhooks spoke of a record, and when they did so last."""
+
+    hints: int
+    heard_at: datetime
+
+
 NO_FEED = FeedRow(None, None, None, None, None, 0)
 
 
@@ -188,19 +195,20 @@ class Store:
         *,
         visited_before: datetime | None,
         closed_before: datetime | None,
+        among: Collection[str] | None = None,
     ) -> Iterator[ParentRow]:
         """Deals (contacts, for an employment) whose children are worth reading, some at a time.
 
         Those of which a webhook spoke, then the longest unvisited, closed ones last. Those that have
         a link, and those that the plan in the making creates on the other side. With
         ``visited_before`` only what was not visited since; with ``closed_before`` closed ones only
-        if they were not visited since.
+        if they were not visited since; with ``among`` only these.
         """
         # By place, not by a cursor left open: the vendor is called between two of these.
         after: Place | None = None
         while rows := self.rows.parents(
             side, child, plan_id,
-            visited_before=visited_before, closed_before=closed_before, after=after, limit=PARENTS,
+            visited_before=visited_before, closed_before=closed_before, after=after, limit=PARENTS, among=among,
         ):  # fmt: skip
             for row in rows:
                 yield ParentRow(
@@ -210,6 +218,19 @@ class Store:
                 return
             last = rows[-1]
             after = Place(last["is_closed"] and not last["is_due"], last["visited_at"], last["id"])
+
+    def dirty(self, side: Side, kinds: Collection[str]) -> dict[str, dict[str, Told]]:
+        """What webhooks spoke of, by kind and id."""
+        found: dict[str, dict[str, Told]] = {}
+        for row in self.rows.dirty(side, kinds):
+            found.setdefault(row["kind"], {})[row["id"]] = Told(row["hints"], row["heard_at"])
+        return found
+
+    def drop_dirty(self, side: Side, kind: str, read: Mapping[str, Told]) -> None:
+        """These were read; what was heard of meanwhile once more stays."""
+        if read:
+            with self.transaction():
+                self.rows.drop_dirty(side, kind, {id_: told.hints for id_, told in read.items()})
 
     def holders(self, side: Side, kind: str, key: str, ids: Sequence[str]) -> list[Address]:
         """Known records whose opaque ``key`` is one of these ids."""

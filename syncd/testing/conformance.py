@@ -163,10 +163,12 @@ class Feed:
         is_sweep = is_sweep or not self.seen
         for group in self.capabilities.pull_groups:
             child = next((kind for kind in group if self.capabilities.kinds[kind].is_child), "")
-            if group == (child,) and self.capabilities.kinds[child].is_swept and not is_sweep:
+            is_unswept = bool(child) and self.capabilities.kinds[child].is_swept and not is_sweep
+            if group == (child,) and is_unswept:
                 continue
             watermarks = {kind: self.clocks.get((kind, "")) for kind in group}
-            request = Pull(group, watermarks, lambda child=child: self._parents(child), is_sweep=is_sweep)  # type: ignore[misc]
+            visited = "" if is_unswept else child
+            request = Pull(group, watermarks, lambda child=visited: self._parents(child), is_sweep=is_sweep)  # type: ignore[misc]
             own: list[Page] = []
             for page in self.harness.connector.pull(request):
                 own.append(page)
@@ -181,7 +183,7 @@ class Feed:
         return {id_: record for id_, record in self.seen.get(kind, {}).items() if not record.is_deleted}
 
     def _parents(self, child: str) -> Iterator[Parent]:
-        for id_ in self.live("contact" if child == "employment" else "deal"):
+        for id_ in self.live("contact" if child == "employment" else "deal") if child else ():
             self.parents[child] += 1
             yield Parent(id_, self.clocks.get((child, id_)))
 

@@ -3,7 +3,8 @@
 An emulator is a Starlette application with the vendor's routes, served on 127.0.0.1 by its own
 thread. The frame counts quotas, injects faults before or after the effect and writes the log, so
 that a vendor's file holds nothing but that vendor's behaviour. Handlers run one at a time, under
-``lock``; a person's edit played from a test takes the same lock.
+``lock``; a person's edit played from a test takes the same lock. Webhooks go out through an
+``Outbox``, from threads of its own.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any, Literal, Protocol
 from urllib.parse import parse_qsl
 
+import httpx
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -139,6 +143,88 @@ class Handler(Protocol):
     def __call__(self, call: Call, **params: str) -> Response: ...
 
 
+class Post(Protocol):
+    """Sends one webhook; the status of the answer, 0 if there was none."""
+
+    def __call__(self, url: str, headers: Mapping[str, str], body: bytes) -> int: ...
+
+
+def post(url: str, headers: Mapping[str, str], body: bytes) -> int:
+    """Over the network, as a vendor does."""
+    try:
+        with httpx.Client(timeout=10, trust_env=False) as client:
+            return client.post(url, headers=dict(headers), content=body).status_code
+    except httpx.HTTPError:
+        return 0
+
+
+class Outbox:
+    """Webhooks on their way: sent by a few threads, up to ``batch`` at a time, in an order that nobody promises.
+
+    ``copies``: how often each is sent. What is put while it is held waits, and may be shuffled.
+    """
+
+    def __init__(self, send: Callable[[list[Any]], None], *, batch: int = 1, threads: int = 2) -> None:
+        self.copies = 1
+        self._send, self._batch = send, batch
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="webhooks")
+        self._changed = threading.Condition()
+        self._waiting: list[Any] = []
+        self._busy = 0
+        self._is_held = self._is_closed = False
+
+    def put(self, *items: Any) -> None:
+        """Send these, soon."""
+        with self._changed:
+            self._waiting += items
+            self._start(1 if items else 0)
+
+    def hold(self) -> None:
+        """Send nothing until ``release``."""
+        with self._changed:
+            self._is_held = True
+
+    def release(self, random: Random | None = None) -> None:
+        """Send what waits, in disorder if there is chance to make it."""
+        with self._changed:
+            self._is_held = False
+            if random is not None:
+                random.shuffle(self._waiting)
+            self._start(len(self._waiting))
+
+    def settle(self, seconds: float = 30.0) -> bool:
+        """Wait until all is sent; False if it is not."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._busy and (self._is_held or not self._waiting), seconds)
+
+    def close(self) -> None:
+        """Send nothing more."""
+        with self._changed:
+            self._is_closed = True
+            self._waiting.clear()
+        self._pool.shutdown(wait=True)
+
+    def _start(self, takers: int) -> None:
+        if self._is_held or self._is_closed:
+            return
+        self._busy += takers
+        for _ in range(takers):
+            self._pool.submit(self._take)
+
+    def _take(self) -> None:
+        try:
+            with self._changed:
+                items, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
+                if self._waiting:
+                    self._start(1)
+            for _ in range(self.copies if items else 0):
+                self._send(items)
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify_all()
+
+
 class Emulator:
     """Frame of a vendor's emulator. Subclasses give ``routes`` and may override ``admit`` and ``finish``."""
 
@@ -152,6 +238,7 @@ class Emulator:
         self.faults: list[Fault] = []
         self.loses: Callable[[str, str, str], bool] = lambda collection, id_, name: False
         """Which native field of which record a write names in vain: it is answered as done, and not stored."""
+        self.post: Post = post
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
         self.url = ""

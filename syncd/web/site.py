@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,6 +38,21 @@ class Vitals:
         return tuple(sorted(part for part, at in self._beats.copy().items() if now - at > SILENT_SECONDS))
 
 
+class Fortunes:
+    """How the latest delivery to each connection ended, so that a flood of the same fills no log."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: dict[tuple[str, str], str] = {}
+
+    def turned(self, tenant: str, connection: str, outcome: str) -> bool:
+        """Take note of one; True if the one before ended otherwise."""
+        with self._lock:
+            before = self._last.get((tenant, connection))
+            self._last[tenant, connection] = outcome
+            return before != outcome
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """``tenants`` is the last good reading of the tenants' files; ``wake`` has a pair run as soon as a worker is free.
@@ -49,3 +65,4 @@ class Site:
     wake: Callable[[str], object]
     settings: WebConfig
     vitals: Vitals = field(default_factory=Vitals)
+    deliveries: Fortunes = field(default_factory=Fortunes)

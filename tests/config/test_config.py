@@ -231,6 +231,31 @@ def test_a_duration_has_a_unit(tmp_path: Path, said: str, meant: Mapping[str, fl
     assert tenant_of(tmp_path, with_pair(f"every: {said}")).pairs[0].every == timedelta(**meant)
 
 
+def test_webhooks_have_one_secret_or_several_and_need_none_to_sync(tmp_path: Path) -> None:
+    """What proves a delivery has no part in a run: without it all else is right, and another one changes nothing."""
+    lines = "webhooks: {secrets: [{file: new}, {env: BEFORE}]}"
+    hub = MINIMAL.replace("propstreet:\n", "propstreet:\n  webhooks: {secret: {file: hook}}\n")
+    assert hub != MINIMAL
+    tenant = tenant_of(tmp_path, hub + "".join(f"    {line}\n" for line in lines.splitlines()))
+    (pair,) = tenant.pairs
+    assert tenant.propstreet.webhooks is not None
+    assert pair.webhooks is not None
+    assert [ref.file or ref.env for ref in (*tenant.propstreet.webhooks.refs, *pair.webhooks.refs)] == [
+        "hook", "new", "BEFORE",
+    ]  # fmt: skip
+    assert [place for place, _ in tenant.webhook_secrets()] == [
+        ("propstreet", "webhooks", "secret"),
+        ("pairs", 0, "webhooks", "secrets", 0),
+        ("pairs", 0, "webhooks", "secrets", 1),
+    ]
+    with pytest.raises(ConfigError, match=r"pairs\[0\].webhooks.secrets\[1\]: the environment variable BEFORE"):
+        pair.webhooks.refs[1].read()
+    plain = tenant_of(tmp_path, MINIMAL)
+    assert tenant.fingerprint(pair) == plain.fingerprint(plain.pairs[0])
+    assert len(missing_secrets(tenant)) == len(missing_secrets(plain))
+    assert plain.propstreet.webhooks is None
+
+
 def test_a_fingerprint_follows_what_is_in_force(tmp_path: Path) -> None:
     """The order of keys, a default written out and another pair change nothing; a setting or a reference does."""
 
@@ -355,6 +380,23 @@ REFUSED = {
     "a key of another kind": (
         with_kinds("contact: {pipeline: x}"),
         "acme.yaml:7: pairs[0].kinds.contact.pipeline: pipeline is for deal only. Move it to kinds.deal.",
+    ),
+    "a webhook's secret in the file": (
+        with_pair("webhooks: {secret: whsec_hunter2}"),
+        "acme.yaml:6: pairs[0].webhooks.secret: a secret must not stand in the file. "
+        "Write {env: NAME} or {file: PATH}.",
+    ),
+    "a webhook's secret in place of the block": (
+        with_pair("webhooks: whsec_hunter2"),
+        "acme.yaml:6: pairs[0].webhooks: expected keys with values, found text. Write KEY: VALUE lines below it.",
+    ),
+    "webhooks without a secret": (
+        with_pair("webhooks: {}"),
+        "acme.yaml:6: pairs[0].webhooks: webhooks need either a secret or secrets. Write secret: {file: PATH}.",
+    ),
+    "webhooks with a secret and secrets": (
+        with_pair("webhooks: {secret: {env: A}, secrets: [{env: B}]}"),
+        "acme.yaml:6: pairs[0].webhooks: webhooks need either a secret or secrets. Write secret: {file: PATH}.",
     ),
     "an empty filter": (
         with_kinds("contact: {only_when: {}}"),

@@ -591,8 +591,26 @@ def test_an_idle_pull_costs_one_call_a_kind(connector: HubSpotConnector, hub: Hu
     marks |= {page.kind: page.clock for page in pull(connector, "contact", "employment")}
     before = wire.total
     for group in (("company",), ("contact", "employment"), ("deal",)):
-        pull(connector, *group, watermarks=marks, parents=(contact,))
+        pull(connector, *group, watermarks=marks)
     assert wire.total - before == 3
+
+
+def test_a_contact_that_is_asked_for_between_two_sweeps_is_visited_and_no_other(
+    connector: HubSpotConnector, hub: HubSpotEmulator, clock: ManualClock, wire: StubWire
+) -> None:
+    """A webhook spoke of its associations, which search does not show; it has not moved itself."""
+    company = hub.add("companies", {"name": "A"})
+    contact, other = (hub.add("contacts", {"firstname": each}) for each in "AB")
+    mark = next(page.clock for page in pull(connector, "contact", "employment") if page.is_last)
+    clock.advance(1000)
+    for each in (contact, other):
+        hub.associate("contacts", each, "companies", company)
+    before = wire.total
+    pages = pull(
+        connector, "contact", "employment", parents=(contact,), watermarks={"contact": mark, "employment": mark}
+    )
+    assert set(records(pages, "employment")) == {f"{contact}:{company}"}
+    assert wire.total - before == 2
 
 
 def test_a_sweep_shows_what_was_merged_into_something_in_the_bin(

@@ -22,7 +22,7 @@ from syncd.engine.context import Context, PairRules, Report, System
 from syncd.engine.retry import Courier, Patience
 from syncd.engine.run import Order, execute, execute_plan, execute_undo
 from syncd.errors import HaltedError, SyncdError
-from syncd.state import desk, history, pairs
+from syncd.state import deliveries, desk, history, pairs
 from syncd.state import schema as s
 from syncd.state.lease import Lease, acquire, release, renew
 from syncd.state.postgres import PostgresRows
@@ -83,6 +83,10 @@ class PostgresState:
 
     def hint(self, side: Side, kind: str, parents: Collection[str]) -> None:
         pairs.hint(self.engine, self.pair, side, kind, parents)
+
+    def soil(self, side: Side, kind: str, ids: Collection[str], at: datetime) -> None:
+        with self.engine.begin() as tx:
+            deliveries.soil(tx, self.pair, side, kind, ids, at)
 
     def settle_conflict(self, conflict_id: int, answer: Answer, at: datetime) -> None:
         desk.settle_conflict(self.engine, f"c{conflict_id}", answer, at)

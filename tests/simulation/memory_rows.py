@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import islice
@@ -265,6 +265,7 @@ class MemoryState:
         self.operation = MemoryTable(s.operation, _id, undoing, indexed=_operation_entries, unique=_operation_unique)
         self.change_log = MemoryTable(s.change_log, _id, undoing)
         self.hold = MemoryTable(s.hold, lambda row: (row["kind"], row["side"], row["record_id"]), undoing)
+        self.dirty = MemoryTable(s.dirty, lambda row: (row["side"], row["kind"], row["id"]), undoing)
         self.conflict = MemoryTable(s.conflict, _id, undoing, indexed=_conflict_entries, unique=_conflict_unique)
         self._tables = {name: each for name, each in vars(self).items() if isinstance(each, MemoryTable)}
         self._lease = Lease(pair, "", 0)
@@ -333,6 +334,15 @@ class MemoryState:
             for parent in dict.fromkeys(parents):
                 if (row := self.feed.rows.get((side, kind, parent))) is not None:
                     self.feed.change(row, {"hints": row["hints"] + 1})
+
+    def soil(self, side: Side, kind: str, ids: Collection[str], at: datetime) -> None:
+        """Records that moved: the next run reads them by id."""
+        with self.changing(self):
+            for id_ in sorted(set(ids)):
+                row = self.dirty.rows.get((side, kind, id_))
+                hints = row["hints"] + 1 if row is not None else 1
+                told = {"pair": self.pair, "side": str(side), "kind": kind, "id": id_}
+                self.dirty.add({**told, "hints": hints, "heard_at": at})
 
     # --- a person's answers, as in syncd/state/desk.py --------------------------------
 
@@ -435,6 +445,7 @@ class MemoryRows:
         closed_before: datetime | None,
         after: Place | None,
         limit: int,
+        among: Collection[str] | None = None,
     ) -> list[Row]:
         kind = "contact" if child == "employment" else "deal"
         known = {
@@ -451,6 +462,7 @@ class MemoryRows:
             is_old = visited_before is None or at is None or at < visited_before
             is_wanted = closed_before is None or not is_closed or is_due or at is None or at < closed_before
             place = Place(is_closed and not is_due, _EPOCH if is_due or at is None else at, id_)
+            is_wanted = is_wanted and (among is None or id_ in among)
             if is_old and is_wanted and (after is None or place > after):
                 told = {"hints": hints, "is_due": is_due, "is_closed": is_closed}
                 found.append((place, {"watermark": feed["watermark"] if feed is not None else None, **told}))
@@ -462,6 +474,20 @@ class MemoryRows:
             }
             for place, told in sorted(found, key=itemgetter(0))[:limit]
         ]  # fmt: skip
+
+    def dirty(self, side: Side, kinds: Collection[str]) -> list[Row]:
+        rows = self._t.dirty.rows
+        return [
+            {name: rows[key][name] for name in ("kind", "id", "hints", "heard_at")}
+            for key in sorted(rows)
+            if key[0] == side and key[1] in kinds
+        ]
+
+    def drop_dirty(self, side: Side, kind: str, read: Mapping[str, int]) -> None:
+        for id_, hints in read.items():
+            row = self._t.dirty.rows.get((side, kind, id_))
+            if row is not None and row["hints"] == hints:
+                self._t.dirty.drop(row)
 
     def holders(self, side: Side, kind: str, key: str, ids: Collection[str]) -> list[Address]:
         found = {

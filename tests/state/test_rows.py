@@ -17,12 +17,25 @@ from syncd.errors import LeaseLostError
 from syncd.state import schema as s
 from syncd.state.lease import TTL_SECONDS, Lease
 from syncd.state.rows import Place, Row, Rows
+from syncd.state.store import Told
 from tests.engine.world import PostgresState, State
 from tests.simulation.memory_rows import MemoryState, ViolationError
 
 NOW = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 REFUSED = (DBAPIError, ViolationError)
-TABLES = ("feed", "link", "sighting", "match_review", "run", "plan", "operation", "change_log", "conflict", "hold")
+TABLES = (
+    "feed",
+    "link",
+    "sighting",
+    "match_review",
+    "run",
+    "plan",
+    "operation",
+    "change_log",
+    "conflict",
+    "hold",
+    "dirty",
+)
 
 
 class Killed(BaseException):
@@ -316,6 +329,20 @@ def test_whatever_a_webhook_speaks_of_comes_first_until_it_is_visited(state: Sta
     assert len(state.dump("feed")) == len(days)
 
 
+def test_what_a_webhook_made_dirty_is_clean_once_read_unless_it_spoke_again(state: State) -> None:
+    """Another word while it is read keeps it dirty: what was read may be older than that word."""
+    store = state.store(taken(state))
+    for told in (["1", "2"], ["2", "2"]):
+        state.soil(Side.RIGHT, "contact", told, NOW)
+    state.soil(Side.LEFT, "contact", ["9"], NOW)
+    read = store.dirty(Side.RIGHT, ["contact", "deal"])
+    assert read == {"contact": {"1": (1, NOW), "2": (2, NOW)}}
+    state.soil(Side.RIGHT, "contact", ["2"], NOW)
+    store.drop_dirty(Side.RIGHT, "contact", {**read["contact"], "nobody": Told(1, NOW)})
+    assert store.dirty(Side.RIGHT, ["contact"]) == {"contact": {"2": (3, NOW)}}
+    assert store.dirty(Side.LEFT, ["contact"]) == {"contact": {"9": (1, NOW)}}
+
+
 # --- one against the other ----------------------------------------------------------------
 
 
@@ -518,6 +545,8 @@ class Twins:
                 "update_operations",
                 [{"id": self.number("operation"), "state": self.one("sent sent done"), "sent_at": self.at()}],
             ),
+            lambda: self.soil(),
+            lambda: self.tell("drop_dirty", self.side(), self.kind(), {id_: pick([1, 2]) for id_ in self.ids()}),
         ]  # fmt: skip
         rare: list[Callable[[], None]] = [
             lambda: self.tell("drop_sightings", self.side(), self.kind(), self.ids()),
@@ -554,6 +583,11 @@ class Twins:
         for state in self.states:
             state.hint(side, kind, ids)
 
+    def soil(self) -> None:
+        side, kind, ids, at = self.side(), self.kind(), self.ids(), self.at()
+        for state in self.states:
+            state.soil(side, kind, ids, at)
+
     def drop_gone(self) -> None:
         side, kind, ids = self.side(), self.kind(), self.ids()
         for store in self.stores:
@@ -582,7 +616,9 @@ class Twins:
             "parents", side, self.one("deal_contact employment"), plan, limit=self.random.choice([1, 9]),
             visited_before=at if self.flag() else None, closed_before=at if self.flag() else None,
             after=Place(self.flag(), self.at(), self.one("1 2 3")) if self.flag() else None,
+            among=self.ids() if self.flag() else None,
         )  # fmt: skip
+        self.ask("dirty", side, [kind, self.kind()])
         self.ask("holders", side, kind, "native", ids)
         self.ask("sightings", side, kind, ids)
         self.ask("unmatched", side, kind, self.one("0 2"), 2)
