@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -1253,6 +1254,52 @@ class RetentionConfig(_Strict):
     runs: Duration = Field(default=timedelta(days=90), description="Runs that changed nothing which is remembered.")
 
 
+def _network(said: str) -> str:
+    try:
+        return str(ip_network(said))
+    except ValueError:
+        raise _refusal(f"{_shown(said)} is not a network", "Write it like 10.0.0.0/8 or 127.0.0.1/32.") from None
+
+
+_LABEL: Final = _Shaped(r"[a-z0-9][a-z0-9._-]{0,62}", "a name", "Use a-z, 0-9, ., _ and -, at most 63, like ops.")
+_HEADER: Final = _Shaped(r"[A-Za-z][A-Za-z0-9-]{0,62}", "the name of a header", "Write it like X-Forwarded-User.")
+
+Role: TypeAlias = Literal["viewer", "operator"]
+
+
+class TokenConfig(_Strict):
+    """One token that signs somebody on to the operator's page."""
+
+    name: Annotated[str, _LABEL] = Field(description="Whose it is; logs say it for each action.")
+    role: Role = Field(default="viewer", description="viewer reads; operator acts too.")
+    token: SecretRef = Field(description="Where it is kept; at least 24 characters, say from openssl rand -hex 32.")
+
+
+class ProxyConfig(_Strict):
+    """The cluster's own sign-on: a proxy in front says in headers who it is."""
+
+    trusted: Annotated[
+        tuple[Annotated[str, AfterValidator(_network)], ...], Field(min_length=1), BeforeValidator(_listed)
+    ] = Field(description="The proxy's addresses, like 10.0.0.0/8; headers from anywhere else are not believed.")
+    user_header: Annotated[str, _HEADER] = Field(
+        default="X-Forwarded-User", description="The header with the user's name."
+    )
+    role_header: Annotated[str, _HEADER] = Field(
+        default="X-Forwarded-Groups", description="The header with the user's roles or groups, commas between them."
+    )
+    roles: Annotated[Mapping[Filled, Role], Field(min_length=1)] = Field(
+        default={"viewer": "viewer", "operator": "operator"},
+        description="Group: viewer or operator. Whoever is in none of them is not let in.",
+    )
+
+
+class SignOnConfig(_Strict):
+    """Who may see the operator's page, and who may act on it. With neither of the two, nobody may."""
+
+    tokens: tuple[TokenConfig, ...] = Field(default=(), description="Tokens, each with a name and a role.")
+    proxy: ProxyConfig | None = Field(default=None, description="A proxy in front that signs people on.")
+
+
 class WebConfig(_Strict):
     """Where the service listens, and what it is called from outside."""
 
@@ -1261,6 +1308,7 @@ class WebConfig(_Strict):
     public_url: Url | None = Field(
         default=None, description="How the outside reaches it, https://syncd.example.com: webhooks are sent there."
     )
+    sign_on: SignOnConfig = Field(default_factory=SignOnConfig, description="Who may see the operator's page.")
 
 
 #: What people can be told of.
@@ -1354,6 +1402,9 @@ def load_service(path: Path | None = None) -> ServiceConfig:
         found.database_url._origin = (document.file, "database_url", document.line(("database_url",)))
     for index, told in enumerate(found.notify):
         if told.url is not None:
-            place = ("notify", index, "url")
+            place: Place = ("notify", index, "url")
             told.url._origin = (document.file, _dotted(place), document.line(place))
+    for index, each in enumerate(found.web.sign_on.tokens):
+        place = ("web", "sign_on", "tokens", index, "token")
+        each.token._origin = (document.file, _dotted(place), document.line(place))
     return found

@@ -109,3 +109,12 @@ class AnswerError(SyncdError):
 
 class NotFoundError(SyncdError):
     """The named plan, run, record or review is not known here."""
+
+
+class RefusedError(SyncdError):
+    """A visitor of the operator's page may not do this; ``status`` is what HTTP calls it."""
+
+    def __init__(self, status: int, message: str, *, pause_seconds: int | None = None):
+        super().__init__(message)
+        self.status = status
+        self.pause_seconds = pause_seconds

@@ -75,7 +75,7 @@ def running(
     worker = Worker(service, tenants, beat=lambda: vitals.beat("worker"), on_failure=lambda: _fail(daemon, over))
     with ExitStack() as stack:
         if parts.web:
-            site = Site(service, tenants.now, daemon.queue.wake, settings.web, vitals)
+            site = Site(service, tenants.now, daemon.queue.wake, settings.web, vitals=vitals, order=daemon.queue.order)
             daemon.url = stack.enter_context(_listening(application(site), settings.web))
         if parts.worker:
             worker.start()
@@ -118,7 +118,13 @@ def _listening(app: Starlette, settings: WebConfig) -> Iterator[str]:
         fix = "Free it, or set web.port in config/syncd.yaml."
         raise ConfigError(f"cannot listen on {settings.host}:{settings.port} ({exc.strerror}). {fix}") from exc
     # What uvicorn logs of a request would name addresses and refs; what matters is logged by the parts.
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=5,
+            # Who is at the other end is what decides whom a header may name: see ``web.sign_on.proxy``.
+            proxy_headers=False, server_header=False,
+        )
+    )  # fmt: skip
     thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, name="web", daemon=True)
     thread.start()
     try:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from procrastinate import App, PsycopgConnector, SyncPsycopgConnector
 from procrastinate.exceptions import AlreadyEnqueued, ConnectorException, UniqueViolation
 from procrastinate.jobs import DeleteJobCondition, Status
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 
 from syncd.config import PairConfig, TenantConfig
 from syncd.core.audit import Turn, due
@@ -49,8 +50,11 @@ class Queue:
         """Have a pair run as soon as a worker is free; False if it waits already."""
         return self._ask("run", RUNS, pair_id, {"pair": pair_id})
 
-    def order(self, pair_id: str, reason: str, **of: str) -> bool:
-        """Have a worker carry out what a person said: ``apply`` with plan_id, ``undo`` with run_id."""
+    def order(
+        self, pair_id: str, reason: Literal["apply", "undo"], *, plan_id: str | None = None, run_id: str | None = None
+    ) -> bool:
+        """Have a worker carry out what a person said: apply a plan, or plan what takes a run back."""
+        of = {name: id_ for name, id_ in (("plan_id", plan_id), ("run_id", run_id)) if id_ is not None}
         thing = ":".join([pair_id, reason, *of.values()])
         return self._ask("order", RUNS, pair_id, {"pair": pair_id, "reason": reason, **of}, thing=thing)
 
@@ -67,6 +71,8 @@ class Queue:
                 ).defer(**args)  # fmt: skip
         except AlreadyEnqueued:
             return False
+        except ConnectorException as exc:
+            raise OperationalError("asking the queue", None, exc.__cause__ or exc) from exc
         return True
 
 

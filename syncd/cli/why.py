@@ -43,28 +43,6 @@ def explain(ref: str, field: str | None, tenant: str | None, pair: str | None, a
         click.echo(line.rstrip())
 
 
-#: What a rule means, for somebody who never read a line of this.
-_RULES: Final = {
-    "moved in propstreet": "it was changed in Propstreet, and nobody had changed it in {crm}",
-    "moved in crm": "it was changed in {crm}, and nobody had changed it in Propstreet",
-    "newest": "both sides had changed it; the tenant's rule is that the newest change wins",
-    "propstreet": "both sides had changed it; the tenant's rule is that Propstreet wins",
-    "crm": "both sides had changed it; the tenant's rule is that {crm} wins",
-    "if_empty": "it was empty there; the tenant's rule is to fill it, and never to change it",
-    "one way": "it travels one way only, by the tenant's rule or because the other side cannot take it",
-    "one way, restored": "it travels one way only; what was typed over it was put back",
-    "set merged": "what either side added was added, what either side took off was taken off",
-    "created": "the record was made there with what its counterpart held",
-    "a person's word": "both sides had changed it, and a person decided",
-    "undo": "a person took a run back: this stood there before it",
-}
-_REPLAYED: Final = {
-    "same": "decided again from what was kept of it, it comes out the same",
-    "differs": "decided again from what was kept of it, it comes out OTHERWISE; please report this",
-    "unknown": "nothing is kept to decide it again",
-}
-
-
 def _record_story(found: Mapping[str, Any]) -> Iterator[str]:
     yield _title(found)
     yield from _standing(found)
@@ -160,6 +138,8 @@ def _field_story(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _write_story(last: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    from syncd.state.explain import REPLAYED, RULES
+
     side = _name(last["side"], found)
     yield f"  syncd wrote it to {side} {_time(last['at'])}: {_told(last['old'])} became {_told(last['new'])}"
     now, stored = found[last["side"]]["value"], last["stored"]
@@ -167,7 +147,7 @@ def _write_story(last: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[
         yield f"  {side} accepted that, and then held {_told(stored)}"
     if now != stored:
         yield f"  since then {side} changed it to {_told(now)}"
-    yield f"  why: {_RULES.get(last['rule'], last['rule']).format(crm=found['pair'])}"
+    yield f"  why: {RULES.get(last['rule'], last['rule']).format(crm=found['pair'])}"
     for name, each in (last["candidates"] or {}).items():
         moved = f"changed from {_told(each['base'])}" if each["changed"] else "unchanged"
         at = f", the record last changed {_time(each['at'])}" if each["at"] else ""
@@ -180,7 +160,7 @@ def _write_story(last: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[
     if call["key"] is not None:
         sent = f", sent {_time(call['sent_at'])}, settled {_time(call['settled_at'])}" if call["sent_at"] else ""
         yield f"  by call {call['key']}{sent}"
-    yield f"  replayed: {last['replayed']} ({_REPLAYED[last['replayed']]})"
+    yield f"  replayed: {last['replayed']} ({REPLAYED[last['replayed']]})"
 
 
 def _settled(each: Mapping[str, Any], found: Mapping[str, Any]) -> str:

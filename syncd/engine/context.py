@@ -96,6 +96,7 @@ class Report:
             "rejected": dict(self.rejected),
             "stale": self.stale,
             "lost": self.lost,
+            **({"left": dict(Counter(each.reason for each in self.leftovers))} if self.leftovers else {}),
         }
 
 

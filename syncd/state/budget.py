@@ -11,16 +11,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, text, update
 
-from syncd.connector import Quota
 from syncd.state import schema as s
 
 #: A slice is this part of the share, so that several holders take turns often enough.
 SLICES = 10
 #: What a patient holder leaves to the others.
 LEFT_FOR_DAILY = 0.25
+
+
+class Quota(Protocol):
+    """A vendor's limit: so many calls in so many seconds, for all calls of one bucket."""
+
+    @property
+    def bucket(self) -> str: ...
+
+    @property
+    def calls(self) -> int: ...
+
+    @property
+    def seconds(self) -> float: ...
 
 
 @dataclass(slots=True)

@@ -6,12 +6,12 @@ take any of them: ``c12`` a conflict, ``r3`` a review, ``l7`` or ``s:right:conta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, func, insert, literal, or_, select, true, update
 
 from syncd.core.mapping import show, thaw
 from syncd.core.merge import BY_PERSON, Answer, Chosen, Word
@@ -35,6 +35,18 @@ class Scope:
         if self.pair is None:
             return column.startswith(f"{self.tenant}/", autoescape=True)
         return column == f"{self.tenant}/{self.pair}"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One source of a list: its rows in the order of ``key``, and what a row is told as."""
+
+    query: Any
+    key: tuple[ColumnElement[Any], ...]
+    told: Callable[[Any], dict[str, Json]]
+
+    def ordered(self) -> Any:
+        return self.query.order_by(*self.key)
 
 
 def _head(row: Any) -> dict[str, Json]:
@@ -93,15 +105,15 @@ def reviews(engine: Engine, scope: Scope) -> Iterator[dict[str, Json]]:
 def review_document(tx: Connection, row: Any) -> dict[str, Json]:
     """A review, with what tells its record and the candidates apart: their names and e-mail or domain as last seen."""
     side = Side(row.side)
-    face = _faces(tx, row.pair, row.kind, side, [row.record_id])
-    faces = _faces(tx, row.pair, row.kind, side.other, [each["id"] for each in row.candidates])
+    face = faces(tx, row.pair, row.kind, side, [row.record_id])
+    others = faces(tx, row.pair, row.kind, side.other, [each["id"] for each in row.candidates])
     return {
         "id": f"r{row.id}",
         **_head(row),
         "propstreet": row.record_id if side is Side.LEFT else None,
         "crm": row.record_id if side is Side.RIGHT else None,
         **face.get(row.record_id, _FACELESS),
-        "candidates": [{**each, **faces.get(each["id"], _FACELESS)} for each in row.candidates],
+        "candidates": [{**each, **others.get(each["id"], _FACELESS)} for each in row.candidates],
         "opened_at": _time(row.opened_at),
     }
 
@@ -109,8 +121,13 @@ def review_document(tx: Connection, row: Any) -> dict[str, Json]:
 _FACELESS: dict[str, Json] = {"name": None, "known_by": None}
 
 
-def _faces(tx: Connection, pair: str, kind: str, side: Side, ids: Sequence[str]) -> dict[str, dict[str, Json]]:
+def faces(tx: Connection, pair: str, kind: str, side: Side, ids: Sequence[str]) -> dict[str, dict[str, Json]]:
     """What people know records by: the name, and the address or domain."""
+    return {id_: _face(values) for id_, values in last_seen(tx, pair, kind, side, ids).items()}
+
+
+def last_seen(tx: Connection, pair: str, kind: str, side: Side, ids: Sequence[str]) -> dict[str, dict[str, Json]]:
+    """What each of these records holds as last seen, as it is kept."""
     own_id, base = s.link.c[f"{side}_id"], s.link.c[f"{side}_base"]
     linked = select(own_id, base).where(s.link.c.pair == pair, s.link.c.kind == kind, own_id.in_(ids))
     at = (s.sighting.c.pair == pair, s.sighting.c.kind == kind, s.sighting.c.side == side)
@@ -119,7 +136,7 @@ def _faces(tx: Connection, pair: str, kind: str, side: Side, ids: Sequence[str])
     for query in (linked, seen):
         for row in tx.execute(query):
             held[row[0]] = {**held.get(row[0], {}), **row[1]}
-    return {id_: _face(values) for id_, values in held.items()}
+    return held
 
 
 def _face(values: Mapping[str, Json]) -> dict[str, Json]:
@@ -131,71 +148,81 @@ def _face(values: Mapping[str, Json]) -> dict[str, Json]:
 
 def dead_letters(engine: Engine, scope: Scope) -> Iterator[dict[str, Json]]:
     """Changes set aside for a person, with the reason."""
-    links = select(s.link).where(scope.covers(s.link.c.pair), s.link.c.state == LinkState.DEAD).order_by(s.link.c.id)
-    for row in _stream(engine, links):
-        yield {
-            "id": f"l{row.id}",
-            **_head(row),
-            "propstreet": row.left_id,
-            "crm": row.right_id,
-            "reason": row.reason,
-        }
-    for row in _stream(engine, _alone(scope, "dead")):
-        yield {
-            "id": f"s:{row.side}:{row.kind}:{row.id}",
-            **_head(row),
-            "propstreet": row.id if row.side == Side.LEFT else None,
-            "crm": row.id if row.side == Side.RIGHT else None,
-            "reason": row.reason,
-        }
+    return _all_of(engine, dead_parts(scope))
+
+
+def dead_parts(scope: Scope) -> tuple[Part, ...]:
+    """Dead letters: linked records, then those without a link."""
+    links = select(s.link).where(scope.covers(s.link.c.pair), s.link.c.state == LinkState.DEAD)
+    return (
+        Part(links, (s.link.c.id,), lambda row: {"id": f"l{row.id}", **_linked(row)}),
+        Part(_alone(scope, "dead"), _ALONE, lambda row: {"id": f"s:{row.side}:{row.kind}:{row.id}", **_single(row)}),
+    )
 
 
 def excluded(engine: Engine, scope: Scope) -> Iterator[dict[str, Json]]:
     """What is left out on purpose, linked or not, or held still by a person, with the reason."""
-    links = (
-        select(s.link).where(scope.covers(s.link.c.pair), s.link.c.state == LinkState.EXCLUDED).order_by(s.link.c.id)
+    return _all_of(engine, excluded_parts(scope))
+
+
+def excluded_parts(scope: Scope) -> tuple[Part, ...]:
+    """What is left out: linked records, those held still, then those without a link."""
+    links = select(s.link).where(scope.covers(s.link.c.pair), s.link.c.state == LinkState.EXCLUDED)
+    return (
+        Part(links, (s.link.c.id,), _linked),
+        Part(_holds(scope), (s.hold.c.pair, s.hold.c.kind, s.hold.c.record_id, s.hold.c.side), _held),
+        *(Part(_alone(scope, state), _ALONE, _single) for state in ("excluded", "waiting", "new")),
     )
-    for row in _stream(engine, links):
-        yield {**_head(row), "propstreet": row.left_id, "crm": row.right_id, "reason": row.reason}
-    yield from _held(engine, scope)
-    for state in ("excluded", "waiting", "new"):
-        for row in _stream(engine, _alone(scope, state)):
-            yield {
-                **_head(row),
-                "propstreet": row.id if row.side == Side.LEFT else None,
-                "crm": row.id if row.side == Side.RIGHT else None,
-                "reason": row.reason,
-            }
 
 
-def _held(engine: Engine, scope: Scope) -> Iterator[dict[str, Json]]:
+def _all_of(engine: Engine, parts: Sequence[Part]) -> Iterator[dict[str, Json]]:
+    for part in parts:
+        for row in _stream(engine, part.ordered()):
+            yield part.told(row)
+
+
+def _linked(row: Any) -> dict[str, Json]:
+    return {**_head(row), "propstreet": row.left_id, "crm": row.right_id, "reason": row.reason}
+
+
+def _single(row: Any) -> dict[str, Json]:
+    return {
+        **_head(row),
+        "propstreet": row.id if row.side == Side.LEFT else None,
+        "crm": row.id if row.side == Side.RIGHT else None,
+        "reason": row.reason,
+    }
+
+
+def _held(row: Any) -> dict[str, Json]:
+    return {
+        **_head(row),
+        "propstreet": row.record_id if row.side == Side.LEFT else row.left_id,
+        "crm": row.record_id if row.side == Side.RIGHT else row.right_id,
+        "reason": row.reason,
+    }
+
+
+def _holds(scope: Scope) -> Any:
     own = and_(s.link.c.pair == s.hold.c.pair, s.link.c.kind == s.hold.c.kind)
     met = or_(
         and_(own, s.hold.c.side == Side.LEFT, s.link.c.left_id == s.hold.c.record_id),
         and_(own, s.hold.c.side == Side.RIGHT, s.link.c.right_id == s.hold.c.record_id),
     )
-    query = (
-        select(s.hold, s.link.c.left_id, s.link.c.right_id)
-        .outerjoin(s.link, met)
-        .where(scope.covers(s.hold.c.pair))
-        .order_by(s.hold.c.pair, s.hold.c.kind, s.hold.c.record_id)
-    )
-    for row in _stream(engine, query):
-        yield {
-            **_head(row),
-            "propstreet": row.record_id if row.side == Side.LEFT else row.left_id,
-            "crm": row.record_id if row.side == Side.RIGHT else row.right_id,
-            "reason": f"held still: {row.reason}",
-        }
+    told = (literal("held still: ") + s.hold.c.reason).label("reason")
+    named = (s.hold.c.pair, s.hold.c.kind, s.hold.c.side, s.hold.c.record_id)
+    query = select(*named, told, s.link.c.left_id, s.link.c.right_id).select_from(s.hold).outerjoin(s.link, met)
+    return query.where(scope.covers(s.hold.c.pair))
+
+
+_ALONE: Final = (s.sighting.c.pair, s.sighting.c.kind, s.sighting.c.side, s.sighting.c.id)
 
 
 def _alone(scope: Scope, state: str) -> Any:
     """Records without a link; new ones only if there is a reason why they were not made, and not just their age."""
     is_told = s.sighting.c.reason.not_in(["", SETTLING]) if state == "new" else true()
-    return (
-        select(s.sighting)
-        .where(scope.covers(s.sighting.c.pair), s.sighting.c.state == state, ~s.sighting.c.is_linked, is_told)
-        .order_by(s.sighting.c.pair, s.sighting.c.kind, s.sighting.c.side, s.sighting.c.id)
+    return select(s.sighting).where(
+        scope.covers(s.sighting.c.pair), s.sighting.c.state == state, ~s.sighting.c.is_linked, is_told
     )
 
 
@@ -204,6 +231,7 @@ def status(engine: Engine, scope: Scope) -> list[dict[str, Json]]:
     found: list[dict[str, Json]] = []
     with engine.connect() as tx:
         pairs = tx.execute(select(s.pair).where(scope.covers(s.pair.c.id)).order_by(s.pair.c.id)).all()
+        counts = censuses(tx, scope)
         for row in pairs:
             last = tx.execute(
                 select(s.run)
@@ -219,7 +247,7 @@ def status(engine: Engine, scope: Scope) -> list[dict[str, Json]]:
                     "state": _standing(row),
                     "halted": row.halted_reason,
                     "plan": row.halted_plan,
-                    "kinds": census(tx, row.id),
+                    "kinds": counts.get(row.id, {}),
                     "last_run": _run(last),
                 }
             )
@@ -254,40 +282,37 @@ _COUNTS = ("linked", "conflicts", "in_review", "excluded", "dead_letters", "sett
 
 def census(tx: Connection, pair_id: str) -> dict[str, dict[str, int]]:
     """How many of each kind are linked, in conflict, in review, excluded, dead, settling, held still."""
-    found: dict[str, dict[str, int]] = {}
+    tenant, _, pair = pair_id.partition("/")
+    return censuses(tx, Scope(tenant, pair)).get(pair_id, {})
 
-    def put(kind: str, name: str, count: int) -> None:
-        at = found.setdefault(kind, dict.fromkeys(_COUNTS, 0))
-        at[name] += count
 
-    links = select(s.link.c.kind, s.link.c.state, func.count()).where(s.link.c.pair == pair_id)
-    for kind, state, count in tx.execute(links.group_by(s.link.c.kind, s.link.c.state)):
-        put(kind, "linked", count)
+def censuses(tx: Connection, scope: Scope) -> dict[str, dict[str, dict[str, int]]]:
+    """The census of each pair by its id; a pair that knows of nothing is left out."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+
+    def put(pair: str, kind: str, name: str, count: int) -> None:
+        found.setdefault(pair, {}).setdefault(kind, dict.fromkeys(_COUNTS, 0))[name] += count
+
+    def counted(table: Any, *by: Any, where: Sequence[ColumnElement[bool]] = ()) -> Any:
+        columns = (table.c.pair, table.c.kind, *by)
+        return tx.execute(select(*columns, func.count()).where(scope.covers(table.c.pair), *where).group_by(*columns))
+
+    for pair, kind, state, count in counted(s.link, s.link.c.state):
+        put(pair, kind, "linked", count)
         if name := {"excluded": "excluded", "dead": "dead_letters"}.get(state):
-            put(kind, name, count)
-    alone = select(s.sighting.c.kind, s.sighting.c.state, func.count()).where(
-        s.sighting.c.pair == pair_id, ~s.sighting.c.is_linked
-    )
+            put(pair, kind, name, count)
     names = {"excluded": "excluded", "waiting": "excluded", "dead": "dead_letters"}
-    for kind, state, count in tx.execute(alone.group_by(s.sighting.c.kind, s.sighting.c.state)):
+    for pair, kind, state, count in counted(s.sighting, s.sighting.c.state, where=[~s.sighting.c.is_linked]):
         if state in names:
-            put(kind, names[state], count)
-    young = select(s.sighting.c.kind, func.count()).where(s.sighting.c.pair == pair_id, s.sighting.c.reason == SETTLING)
-    for kind, count in tx.execute(young.group_by(s.sighting.c.kind)):
-        put(kind, "settling", count)
-    held = select(s.hold.c.kind, func.count()).where(s.hold.c.pair == pair_id)
-    for kind, count in tx.execute(held.group_by(s.hold.c.kind)):
-        put(kind, "held", count)
-    open_conflicts = select(s.conflict.c.kind, func.count()).where(
-        s.conflict.c.pair == pair_id, s.conflict.c.settled_at.is_(None)
-    )
-    for kind, count in tx.execute(open_conflicts.group_by(s.conflict.c.kind)):
-        put(kind, "conflicts", count)
-    open_reviews = select(s.match_review.c.kind, func.count()).where(
-        s.match_review.c.pair == pair_id, s.match_review.c.answered_at.is_(None)
-    )
-    for kind, count in tx.execute(open_reviews.group_by(s.match_review.c.kind)):
-        put(kind, "in_review", count)
+            put(pair, kind, names[state], count)
+    for name, table, where in (
+        ("settling", s.sighting, s.sighting.c.reason == SETTLING),
+        ("held", s.hold, true()),
+        ("conflicts", s.conflict, s.conflict.c.settled_at.is_(None)),
+        ("in_review", s.match_review, s.match_review.c.answered_at.is_(None)),
+    ):
+        for pair, kind, count in counted(table, where=[where]):
+            put(pair, kind, name, count)
     return found
 
 

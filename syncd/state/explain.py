@@ -23,6 +23,27 @@ from syncd.state.desk import Scope, conflict_document, review_document
 
 NAMES: Final = {Side.LEFT: "propstreet", Side.RIGHT: "crm"}
 
+#: What a rule means, for somebody who never read a line of this.
+RULES: Final = {
+    "moved in propstreet": "it was changed in Propstreet, and nobody had changed it in {crm}",
+    "moved in crm": "it was changed in {crm}, and nobody had changed it in Propstreet",
+    "newest": "both sides had changed it; the tenant's rule is that the newest change wins",
+    "propstreet": "both sides had changed it; the tenant's rule is that Propstreet wins",
+    "crm": "both sides had changed it; the tenant's rule is that {crm} wins",
+    "if_empty": "it was empty there; the tenant's rule is to fill it, and never to change it",
+    "one way": "it travels one way only, by the tenant's rule or because the other side cannot take it",
+    "one way, restored": "it travels one way only; what was typed over it was put back",
+    "set merged": "what either side added was added, what either side took off was taken off",
+    "created": "the record was made there with what its counterpart held",
+    "a person's word": "both sides had changed it, and a person decided",
+    "undo": "a person took a run back: this stood there before it",
+}
+REPLAYED: Final = {
+    "same": "decided again from what was kept of it, it comes out the same",
+    "differs": "decided again from what was kept of it, it comes out OTHERWISE; please report this",
+    "unknown": "nothing is kept to decide it again",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -47,6 +68,14 @@ def find(engine: Engine, scope: Scope, ref: str) -> Place:
 
     A relation may lie in a record's own row and so have its id: without a kind the record is meant.
     """
+    found = find_all(engine, scope, ref)
+    if len(found) > 1:
+        raise NotFoundError(f"{ref!r} may be {' or '.join(map(str, found))}; name kind, system, tenant or pair")
+    return found[0]
+
+
+def find_all(engine: Engine, scope: Scope, ref: str) -> list[Place]:
+    """Every record that a ref may mean, at least one. Raises NotFoundError naming what was looked for."""
     kind, system, id_ = _taken_apart(engine, scope, ref)
     with engine.connect() as tx:
         pairs = tx.execute(select(s.pair).where(scope.covers(s.pair.c.id)).order_by(s.pair.c.id)).all()
@@ -56,9 +85,7 @@ def find(engine: Engine, scope: Scope, ref: str) -> Place:
         found = records
     if not found:
         raise NotFoundError(f"no record {ref!r} is known{_within(scope)}; a REF looks like contact/hubspot:4711")
-    if len(found) > 1:
-        raise NotFoundError(f"{ref!r} may be {' or '.join(map(str, found))}; name kind, system, tenant or pair")
-    return found[0]
+    return found
 
 
 def _within(scope: Scope) -> str:

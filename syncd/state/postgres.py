@@ -680,22 +680,23 @@ def find_plans(engine: Engine, beginning: str) -> list[Row]:
         return [dict(row) for row in found.mappings()]
 
 
+def in_order_of_work() -> tuple[ColumnElement[Any], ...]:
+    """What a plan's operations are ordered by when they are applied."""
+    position = case({kind: index for index, kind in enumerate(KINDS)}, value=s.operation.c.kind)
+    is_delete = s.operation.c.verb == "delete"
+    return (
+        case((is_delete, 1), else_=0),
+        case((is_delete, -position), else_=position),
+        s.operation.c.verb,
+        case((s.operation.c.side == Side.RIGHT, 0), else_=1),
+        s.operation.c.group_key,
+        s.operation.c.id,
+    )
+
+
 def operations_of(engine: Engine, plan_id: str, state: str | None = None) -> Iterator[Row]:
     """All operations of a plan in the order in which they are applied, some at a time."""
-    position = case({kind: index for index, kind in enumerate(KINDS)}, value=s.operation.c.kind)
-    is_delete = case((s.operation.c.verb == "delete", 1), else_=0)
-    query = (
-        select(s.operation)
-        .where(s.operation.c.plan == plan_id)
-        .order_by(
-            is_delete,
-            case((s.operation.c.verb == "delete", -position), else_=position),
-            s.operation.c.verb,
-            s.operation.c.side.desc(),
-            s.operation.c.group_key,
-            s.operation.c.id,
-        )
-    )
+    query = select(s.operation).where(s.operation.c.plan == plan_id).order_by(*in_order_of_work())
     if state is not None:
         query = query.where(s.operation.c.state == state)
     with engine.connect().execution_options(yield_per=500) as connection:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 
-from syncd.web import health, intake, metrics
+from syncd.web import health, intake, metrics, pages
 from syncd.web.site import Site
 
 
 def application(site: Site) -> Starlette:
     """Everything that ``syncd serve`` answers to."""
-    return Starlette(routes=[*health.routes(site), *metrics.routes(site), *intake.routes(site)])
+    parts = (health, metrics, intake, pages)
+    return Starlette(routes=[route for part in parts for route in part.routes(site)])

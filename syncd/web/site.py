@@ -6,9 +6,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal, Protocol
 
 from syncd.config import Configuration, WebConfig
+from syncd.errors import SyncdError
 from syncd.wiring import Service
 
 #: A part of the process that was silent for so long is stuck.
@@ -53,6 +54,23 @@ class Fortunes:
             return before != outcome
 
 
+class Order(Protocol):
+    """Has a worker carry out what a person asked for: apply a saved plan, or plan what takes a run back.
+
+    Returns at once. ``undo`` only saves a plan, as ``syncd undo`` does; applying that one is an order of its own.
+    """
+
+    def __call__(
+        self, pair_id: str, reason: Literal["apply", "undo"], *, plan_id: str | None = None, run_id: str | None = None
+    ) -> object: ...
+
+
+def _nobody(
+    pair_id: str, reason: Literal["apply", "undo"], *, plan_id: str | None = None, run_id: str | None = None
+) -> None:
+    raise SyncdError(f"{pair_id}: no worker takes orders here; use the command line")
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """``tenants`` is the last good reading of the tenants' files; ``wake`` has a pair run as soon as a worker is free.
@@ -66,3 +84,4 @@ class Site:
     settings: WebConfig
     vitals: Vitals = field(default_factory=Vitals)
     deliveries: Fortunes = field(default_factory=Fortunes)
+    order: Order = _nobody

@@ -914,7 +914,7 @@ def test_the_environment_wins_over_the_service_file(tmp_path: Path, monkeypatch:
     ("text", "said"),
     [
         ("worker: 3\n", ":1: worker: unknown key 'worker'; did you mean 'workers'? "
-         "Known: data_dir, database_url, log_level, notify, retention, tenants, web, workers."),
+         "Known: data_dir, database_url, grace, log_level, notify, retention, tenants, web, workers."),
         ("notify:\n  - url: https://hooks.example.com/secret\n", ":2: notify[0].url: a secret must not stand in the "
          "file. Write {env: NAME} or {file: PATH}."),
         ("notify:\n  - kinds: [halted]\n", ":2: notify[0]: a notice goes to a url or to a command. "
@@ -935,6 +935,27 @@ def test_a_wrong_service_file_is_told_how_to_mend_it(tmp_path: Path, text: str, 
     with pytest.raises(ConfigError) as caught:
         load_service(file)
     assert str(caught.value) == f"{file}{said}"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("tokens: [{name: ops, role: admin, token: {env: A}}]", "web.sign_on.tokens[0].role: unknown word 'admin'"),
+        ("tokens: [{name: ops, role: operator, token: hunter2}]", "a secret must not stand in the file."),
+        ("tokens: [{role: operator, token: {env: A}}]", "web.sign_on.tokens[0].name: name is missing."),
+        ("proxy: {trusted: 10.0.0.0/99}", "web.sign_on.proxy.trusted: '10.0.0.0/99' is not a network."),
+        ("proxy: {}", "web.sign_on.proxy.trusted: trusted is missing."),
+        ("proxy: {trusted: 10.0.0.0/8, user_header: 'X User'}", "'X User' is not the name of a header."),
+    ],
+)
+def test_a_wrong_sign_on_is_told_how_to_mend_it(tmp_path: Path, line: str, said: str) -> None:
+    """Who may see the page is written as strictly as the rest, and no token is repeated."""
+    file = tmp_path / "syncd.yaml"
+    file.write_text(f"web:\n  sign_on:\n    {line}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_service(file)
+    assert said in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_service_file_that_was_named_must_be_there(tmp_path: Path) -> None:
