@@ -1367,7 +1367,9 @@ class ServiceConfig(_Strict):
         description="How long runs in hand may take to settle their last call after SIGTERM.",
         json_schema_extra={"default": "30s"},
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="What is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="What syncd serve logs."
+    )
     retention: RetentionConfig = Field(default_factory=RetentionConfig, description="How long history is kept.")
     web: WebConfig = Field(default_factory=WebConfig, description="Health, metrics, webhooks, the operator's page.")
     notify: tuple[NotifyConfig, ...] = Field(

@@ -180,18 +180,22 @@ def discard(plan_id: str) -> None:
 @click.option("--scheduler", is_flag=True, help="Be the part that decides when a pair is due.")
 @click.option("--worker", is_flag=True, help="Be the part that runs pairs.")
 @click.option("--web", is_flag=True, help="Be the part that answers over HTTP: health, metrics, webhooks, the page.")
-@click.pass_obj
-def serve(folder: Path, scheduler: bool, worker: bool, web: bool) -> None:
+@click.pass_context
+def serve(ctx: click.Context, scheduler: bool, worker: bool, web: bool) -> None:
     """Run every tenant's pairs on their schedule until stopped; by default all parts in one process.
 
     SIGTERM lets each run settle the call it is in. Replicas may be whole processes or single parts.
     """
     from syncd.config import load_service
+    from syncd.log import set_up
     from syncd.serve import Parts, serve_forever
 
     parts = Parts(scheduler, worker, web) if scheduler or worker or web else Parts()
+    settings = load_service()
+    if ctx.parent is None or ctx.parent.params["log_level"] is None:
+        set_up(settings.log_level, is_terminal=sys.stderr.isatty())
     with _service() as service:
-        raise SystemExit(serve_forever(service, folder, load_service(), parts))
+        raise SystemExit(serve_forever(service, ctx.obj, settings, parts))
 
 
 @cli.command()

@@ -22,12 +22,17 @@ _DOWN = "the database does not answer; check SYNCD_DATABASE_URL and that Postgre
 
 
 def upgrade(engine: Engine) -> str:
-    """Apply every migration that is missing, under a lock; returns the revision reached."""
+    """Apply every migration that is missing, under a lock; returns the revision reached.
+
+    The tables of a later release stay as they are, so that a release can be rolled back.
+    """
     try:
         with engine.begin() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-            command.upgrade(configuration(connection), "head")
-            _bring_queue(connection)
+            found = MigrationContext.configure(connection).get_current_revision()
+            if found is None or found in _revisions()[1]:
+                command.upgrade(configuration(connection), "head")
+                _bring_queue(connection)
             return MigrationContext.configure(connection).get_current_revision() or ""
     except OperationalError as exc:
         raise ConfigError(_DOWN) from exc

@@ -50,6 +50,17 @@ def test_migrating_twice_changes_nothing(empty_database: str) -> None:
     engine.dispose()
 
 
+def test_the_tables_of_a_later_release_are_left_as_they_are(empty_database: str) -> None:
+    """A release that is rolled back finds them, migrates nothing, and starts."""
+    engine = create_engine(empty_database)
+    migrate.upgrade(engine)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'of_a_later_release'"))
+    assert migrate.upgrade(engine) == "of_a_later_release"
+    migrate.require_current(engine)
+    engine.dispose()
+
+
 def test_a_database_without_tables_is_refused_with_the_command_that_helps(empty_database: str) -> None:
     """Starting on a database that was never migrated names the fix."""
     engine = create_engine(empty_database)

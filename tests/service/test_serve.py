@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import structlog
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
@@ -21,7 +23,7 @@ from syncd.state.outage import is_lost
 from syncd.tenants import Tenants
 from syncd.wiring import watching
 from syncd.worker import Queue, Worker
-from tests.cli.test_cli import Desk, desk, folder, in_step
+from tests.cli.test_cli import Desk, desk, folder, in_step, syncd
 from tests.service.test_queue import PAIR, jobs, last_run, until
 
 __all__ = ["desk", "folder"]
@@ -78,6 +80,20 @@ def test_a_port_that_is_taken_is_named_with_the_key_to_set(desk: Desk, tmp_path:
         )
     assert second.returncode == 2
     assert "cannot listen on 127.0.0.1:" in second.stderr and "set web.port in config/syncd.yaml" in second.stderr
+
+
+@pytest.mark.parametrize(("options", "level"), [((), "error"), (("--log-level", "debug"), "debug")])
+def test_the_service_logs_what_its_file_says_unless_it_is_told_otherwise(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], level: str
+) -> None:
+    """``log_level`` of syncd.yaml is in force from the first line on; the command line wins over it."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "syncd.yaml").write_text("log_level: error\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SYNCD_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
+    assert syncd(*options, "serve").code == 2  # the database does not answer, which is said before anything else
+    assert structlog.get_logger().bind().is_enabled_for(logging.getLevelNamesMapping()[level.upper()])
+    assert structlog.get_logger().bind().is_enabled_for(logging.INFO) is (level == "debug")
 
 
 def test_a_part_alone_does_only_its_own(desk: Desk, tmp_path: Path) -> None:
