@@ -128,3 +128,12 @@ def test_every_alert_has_its_section_in_the_manual(rule: dict[str, Any]) -> None
 
 def test_the_manual_has_no_section_of_an_alert_that_is_gone() -> None:
     assert re.findall(r"^### (\w+)$", MANUAL, re.MULTILINE) == [rule["alert"] for rule in RULES]
+
+
+def test_kubernetes_is_given_the_same_alerts() -> None:
+    """The object for the Prometheus operator holds each of them word for word, beside those of the deployment itself."""
+    folder = FOLDER.parent / "components" / "monitoring"
+    groups = yaml.safe_load((folder / "prometheus-rule.yaml").read_text(encoding="utf-8"))["spec"]["groups"]
+    given = [rule for group in groups for rule in group["rules"]]
+    assert given[-len(RULES) :] == RULES
+    assert len({rule["alert"] for rule in given}) == len(given)
