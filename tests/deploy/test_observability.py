@@ -131,7 +131,7 @@ def test_the_manual_has_no_section_of_an_alert_that_is_gone() -> None:
 
 
 def test_kubernetes_is_given_the_same_alerts() -> None:
-    """The object for the Prometheus operator holds each of them word for word, beside those of the deployment itself."""
+    """The object for the Prometheus operator holds each of them word for word, beside the deployment's own."""
     folder = FOLDER.parent / "components" / "monitoring"
     groups = yaml.safe_load((folder / "prometheus-rule.yaml").read_text(encoding="utf-8"))["spec"]["groups"]
     given = [rule for group in groups for rule in group["rules"]]
