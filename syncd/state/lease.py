@@ -6,10 +6,12 @@ pair's row and compares the token first, so work under a lost lease cannot commi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, Engine, or_, select, update
+from sqlalchemy import Connection, Engine, func, or_, select, update
 
 from syncd.errors import LeaseLostError, NotFoundError
 from syncd.state.schema import pair, run
@@ -17,9 +19,15 @@ from syncd.state.schema import pair, run
 TTL_SECONDS = 20
 #: Whoever holds one renews it this often: several times within its life, in case the database is slow.
 RENEW_SECONDS = 5
+#: A process that is paused in the middle of a transaction would hold the pair's row for as long as it is paused:
+#: the database ends its session after this long.
+IDLE_SECONDS = 10
 #: Workers' clocks differ a little. A lease that ends later than its whole life and this was taken
 #: by a clock that was wrong; it counts as lapsed, or nobody would run the pair until that time.
 SKEW_SECONDS = 300
+
+
+_IDLE = func.set_config("idle_in_transaction_session_timeout", f"{IDLE_SECONDS}s", True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,7 @@ def acquire(engine: Engine, pair_id: str, holder: str, at: datetime, *, ttl_seco
     """
     latest = at + timedelta(seconds=ttl_seconds + SKEW_SECONDS)
     until = pair.c.leased_until
-    with engine.begin() as tx:
+    with _brief(engine) as tx:
         fence = tx.execute(
             update(pair)
             .where(pair.c.id == pair_id, or_(until.is_(None), until <= at, until > latest))
@@ -58,7 +66,7 @@ def acquire(engine: Engine, pair_id: str, holder: str, at: datetime, *, ttl_seco
 
 def renew(engine: Engine, lease: Lease, at: datetime, *, ttl_seconds: int = TTL_SECONDS) -> None:
     """Hold on for another ``ttl_seconds`` from ``at``. Raises LeaseLostError if another worker took over."""
-    with engine.begin() as tx:
+    with _brief(engine) as tx:
         renewed = tx.execute(
             update(pair)
             .where(pair.c.id == lease.pair, pair.c.fence == lease.fence)
@@ -70,7 +78,7 @@ def renew(engine: Engine, lease: Lease, at: datetime, *, ttl_seconds: int = TTL_
 
 def release(engine: Engine, lease: Lease) -> None:
     """Let others have the pair at once; nothing happens if it is lost already."""
-    with engine.begin() as tx:
+    with _brief(engine) as tx:
         tx.execute(
             update(pair)
             .where(pair.c.id == lease.pair, pair.c.fence == lease.fence)
@@ -78,8 +86,16 @@ def release(engine: Engine, lease: Lease) -> None:
         )
 
 
+@contextmanager
+def _brief(engine: Engine) -> Iterator[Connection]:
+    with engine.begin() as tx:
+        tx.execute(select(_IDLE))
+        yield tx
+
+
 def prove(tx: Connection, lease: Lease) -> None:
     """Inside a transaction: hold the pair's row and check that the lease is still ours. Raises LeaseLostError."""
-    fence = tx.execute(select(pair.c.fence).where(pair.c.id == lease.pair).with_for_update(read=True)).scalar()
+    own = select(pair.c.fence, _IDLE).where(pair.c.id == lease.pair)
+    fence = tx.execute(own.with_for_update(read=True)).scalar()
     if fence != lease.fence:
         raise LeaseLostError(f"{lease.pair}: another worker took over")

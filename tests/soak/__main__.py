@@ -339,7 +339,7 @@ def soak(
         _sleep(10)
         turn = 0
         while (_now() - begun).total_seconds() < seconds:
-            replica, how = replicas[turn % len(replicas)], (signal.SIGKILL, signal.SIGSTOP)[turn // len(replicas) % 2]
+            replica, how = replicas[turn % len(replicas)], (signal.SIGKILL, signal.SIGSTOP)[turn % 2]
             found = strike(service.engine, replica, how)
             took += found
             click.echo(

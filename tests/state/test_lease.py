@@ -105,3 +105,16 @@ def test_an_unknown_pair_has_no_lease(engine: Engine) -> None:
     """Asking for a pair that was never registered names it."""
     with pytest.raises(NotFoundError, match="no pair x/y"):
         lease.acquire(engine, "x/y", "one", NOW)
+
+
+def test_a_worker_that_is_paused_within_a_transaction_does_not_hold_the_pair(engine: Engine, pair: str) -> None:
+    """The database ends a session that keeps a pair's row locked and does nothing, so that another can take over."""
+    held = lease.acquire(engine, pair, "paused", NOW)
+    assert held is not None
+    with engine.begin() as tx:
+        lease.prove(tx, held)
+        asked = text("SELECT current_setting('idle_in_transaction_session_timeout')")
+        assert tx.execute(asked).scalar() == f"{lease.IDLE_SECONDS}s"
+    with engine.connect() as tx:
+        assert tx.execute(asked).scalar() == "0"
+    assert lease.IDLE_SECONDS < lease.TTL_SECONDS
