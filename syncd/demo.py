@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import socket
 import sys
 import tempfile
 import threading
@@ -335,8 +336,10 @@ def wait(service: Service, say: Callable[[str], None]) -> None:
 def _stay(service: Service, world: World, seed: int, say: Callable[[str], None]) -> None:
     """Keep syncing while people edit, and say what travelled, until interrupted."""
     random = Random(seed)  # noqa: S311 - edits in a demo
-    with running(service, world.folder, ServiceConfig(), Parts(web=False), over=threading.Event()):
-        say(f"\nNow the daemon keeps running, and somebody edits every {EDIT_SECONDS} s. Stop it with Ctrl-C.\n")
+    settings, token = _page(service, world.folder.parent)
+    with running(service, world.folder, settings, Parts(), over=threading.Event()) as daemon:
+        say(f"\nThe operator's page: {daemon.url}   sign on with the token {token}")
+        say(f"Now the daemon keeps running, and somebody edits every {EDIT_SECONDS} s. Stop it with Ctrl-C.\n")
         systems = sorted(world.emulators)
         last = _latest_change(service)
         try:
@@ -350,6 +353,18 @@ def _stay(service: Service, world: World, seed: int, say: Callable[[str], None])
             say("\nStopping ...")
         except SyncdError as exc:
             say(str(exc))
+
+
+def _page(service: Service, home: Path) -> tuple[ServiceConfig, str]:
+    """Settings for a page on a free port of this machine, and the token that opens it."""
+    token = service.new_id()
+    file = home / "page-token"
+    file.write_text(token)
+    file.chmod(0o600)
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        port = door.getsockname()[1]
+    operator = {"name": "demo", "role": "operator", "token": {"file": str(file)}}
+    return ServiceConfig.model_validate({"web": {"port": port, "sign_on": {"tokens": [operator]}}}), token
 
 
 def _latest_change(service: Service) -> int:
