@@ -1304,7 +1304,12 @@ class WebConfig(_Strict):
     """Where the service listens, and what it is called from outside."""
 
     host: Filled = Field(default="127.0.0.1", description="The address to listen on; 0.0.0.0 in a container.")
-    port: int = Field(default=8766, ge=1, le=65535, description="The port to listen on.")
+    port: int = Field(
+        default=8766,
+        ge=1,
+        le=65535,
+        description="The port to listen on; if it is not set and the usual one is taken, a free one.",
+    )
     public_url: Url | None = Field(
         default=None, description="How the outside reaches it, https://syncd.example.com: webhooks are sent there."
     )

@@ -6,6 +6,7 @@ side closes. What has not ended within the grace period is cut off, and looked u
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -109,14 +110,22 @@ def _pairs(tenants: Tenants) -> Iterator[str]:
             yield from (f"{tenant.tenant}/{pair.name}" for pair in tenant.pairs)
 
 
+def _door(settings: WebConfig) -> socket.socket:
+    """Where to listen: if nobody chose a port and the usual one is taken, on a free one, as a second replica."""
+    try:
+        return socket.create_server((settings.host, settings.port), backlog=128)
+    except OSError as exc:
+        if "port" in settings.model_fields_set or exc.errno != errno.EADDRINUSE:
+            fix = "Free it, or set web.port in config/syncd.yaml."
+            raise ConfigError(f"cannot listen on {settings.host}:{settings.port} ({exc.strerror}). {fix}") from exc
+        structlog.get_logger().warning("port.taken", port=settings.port, fix="set web.port in config/syncd.yaml")
+        return socket.create_server((settings.host, 0), backlog=128)
+
+
 @contextmanager
 def _listening(app: Starlette, settings: WebConfig) -> Iterator[str]:
     """The web side in a thread of its own."""
-    try:
-        door = socket.create_server((settings.host, settings.port), backlog=128)
-    except OSError as exc:
-        fix = "Free it, or set web.port in config/syncd.yaml."
-        raise ConfigError(f"cannot listen on {settings.host}:{settings.port} ({exc.strerror}). {fix}") from exc
+    door = _door(settings)
     # What uvicorn logs of a request would name addresses and refs; what matters is logged by the parts.
     server = uvicorn.Server(
         uvicorn.Config(

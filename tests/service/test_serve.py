@@ -19,6 +19,9 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
+from syncd.config import WebConfig
+from syncd.errors import ConfigError
+from syncd.serve import _door
 from syncd.state.outage import is_lost
 from syncd.tenants import Tenants
 from syncd.wiring import watching
@@ -94,6 +97,21 @@ def test_the_service_logs_what_its_file_says_unless_it_is_told_otherwise(
     assert syncd(*options, "serve").code == 2  # the database does not answer, which is said before anything else
     assert structlog.get_logger().bind().is_enabled_for(logging.getLevelNamesMapping()[level.upper()])
     assert structlog.get_logger().bind().is_enabled_for(logging.INFO) is (level == "debug")
+
+
+def test_a_replica_beside_another_takes_a_free_port_where_nobody_chose_one() -> None:
+    """The usual port is a convenience, and no reason for a second process to stay away."""
+    try:
+        first = socket.create_server(("127.0.0.1", WebConfig().port))
+    except OSError:
+        first = None  # somebody has it already, which is as good
+    second = _door(WebConfig())
+    assert second.getsockname()[1] != WebConfig().port
+    with pytest.raises(ConfigError, match="cannot listen"):
+        _door(WebConfig(port=WebConfig().port))
+    for each in (first, second):
+        if each is not None:
+            each.close()
 
 
 def test_a_part_alone_does_only_its_own(desk: Desk, tmp_path: Path) -> None:
