@@ -46,7 +46,7 @@ _INSTANT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S*")
 _STAMPS: Final = re.compile(r"(?i)etag|uri|.*(created?|updated|modified|deleted)(date|utc)|SystemModstamp|deletedby.*")
 _IDS: Final = re.compile(r"(?i)(.*_)?id(__c)?|[a-z]+Id|hs_merged_object_ids")
 #: An emulator's own affairs, which are no part of the vendor's state.
-_FRAME: Final = frozenset({"now", "lock", "log", "faults", "url", "_server", "_thread"})
+_FRAME: Final = frozenset({"now", "lock", "log", "faults", "url", "post", "webhooks", "_server", "_thread"})
 PAIR: Final = "story/{}"
 _RELATIONS: Final = (
     ("contacts", "companies"), ("deals", "contacts"), ("deals", "companies"),
