@@ -254,8 +254,9 @@ def test_hubspot_tells_of_everything_in_signed_batches(
     portal.archive("contacts", people[3])
     sender.outbox.release()
     assert sender.outbox.settle()
-    assert [len(events) for events in street.bodies()] == [100, sum(map(len, street.bodies())) - 100]
     events = [event for batch in street.bodies() for event in batch]
+    # Two are on their way at once, and nobody promises which arrives first.
+    assert sorted(len(batch) for batch in street.bodies()) == [len(events) - 100, 100]
     assert {each["subscriptionType"] for each in events} == {
         "contact.creation", "contact.propertyChange", "contact.merge", "contact.deletion", "deal.propertyChange",
         "deal.associationChange", "contact.associationChange",
