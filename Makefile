@@ -4,8 +4,9 @@ ifeq (,$(shell command -v $(PYTHON) 2>/dev/null))
 PYTHON := python3
 endif
 BIN := .venv/bin
-# A file stays with one worker, so that what its tests share is made once.
-TESTS := $(BIN)/python -m pytest -n auto --dist loadfile
+# A file stays with one worker, so that what its tests share is made once. One worker more than cores: many tests wait.
+TESTS := $(BIN)/python -m pytest -n $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)") \
+  --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test check bench simulate unprotected mutants kills soak lock clean
 

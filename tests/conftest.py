@@ -20,6 +20,11 @@ from tests.simulation.memory_rows import MemoryState
 _serial = count()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files begin first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session")
 def database_url() -> Iterator[str]:
     """The embedded server, unless SYNCD_DATABASE_URL names another."""

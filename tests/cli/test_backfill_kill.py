@@ -27,6 +27,8 @@ from syncd.testing.emulator import Call, Fault
 from syncd.wiring import Service
 from tests.faults.harness import CRMS, Pair, crm_emulator, lapse, started
 
+pytestmark = pytest.mark.long
+
 COMMAND = [sys.executable, "-c", "from syncd.cli import main; main()"]
 CONTACTS = 25
 DEALS = 3

@@ -30,6 +30,8 @@ from syncd.testing.emulator import Emulator
 from syncd.wiring import Service
 from tests.faults.harness import CRMS, Pair, crm_emulator, fault, mark, since, started, writes
 
+pytestmark = pytest.mark.long
+
 PLAN = re.compile(r"[0-9a-f]{32}")
 
 

@@ -27,6 +27,8 @@ from tests.cli.test_cli import Desk, desk, folder, syncd
 
 __all__ = ["desk", "folder"]
 
+pytestmark = pytest.mark.long
+
 ROOT: Final = Path(__file__).parents[2]
 PAGE: Final = ROOT / "docs" / "every-day.md"
 #: The demo's own portfolio, and of its tenants those that the page names.

@@ -16,6 +16,8 @@ from tests.faults.harness import CRMS, Pair, mark, writes
 
 __all__ = ["desk", "folder"]
 
+pytestmark = pytest.mark.long
+
 RUN = re.compile(r"[0-9a-f]{32}")
 
 

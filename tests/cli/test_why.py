@@ -15,6 +15,8 @@ from tests.cli.test_cli import Desk, Said, desk, folder, in_step, syncd
 from tests.faults.harness import CRMS, Pair
 
 __all__ = ["desk", "folder"]
+
+pytestmark = pytest.mark.long
 HOLD = {"contact": {"conflict": "hold"}}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +20,8 @@ from syncd.core.merge import BY_PERSON, Answer, Chosen, Flow, Half, OnConflict, 
 from syncd.core.model import FieldType, LinkState, Money, Record, Side, Value, elements
 from syncd.core.plan import Decision, Fields, KindRules, OnDelete, Operation, Sighted, decide
 from tests.core.cases import LATE, POOLS, answers, cases, moments, policies, values_of
+
+pytestmark = pytest.mark.long
 
 NOW = LATE.replace(day=9)
 ROUNDS = 3

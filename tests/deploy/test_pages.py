@@ -22,6 +22,8 @@ from tests.deploy.vendors import NAMES, PORTS, serving
 
 __all__ = ["desk", "folder"]
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 FIRST_STEPS = {"hubspot-in-15-minutes.md": "hubspot", "salesforce.md": "salesforce"}

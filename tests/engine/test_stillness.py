@@ -20,6 +20,8 @@ from syncd.state import schema as s
 from syncd.state.journal import read_entries
 from tests.engine.world import World, rules
 
+pytestmark = pytest.mark.long
+
 ARCHIVE: dict[str, Any] = {"deletes_to_left": OnDelete.ARCHIVE, "deletes_to_right": OnDelete.ARCHIVE}
 
 

@@ -20,6 +20,8 @@ from syncd.testing.emulator import Fault as Wrong
 from syncd.wiring import run_pair
 from tests.faults.harness import CRMS, World, fault, mark, meanwhile, since, world_of, writes
 
+pytestmark = pytest.mark.long
+
 Make = Callable[..., World]
 
 #: Where records are listed whole, by system, and what an empty page looks like there.

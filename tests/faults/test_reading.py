@@ -18,6 +18,8 @@ from syncd.core.model import Side
 from syncd.testing.emulator import ManualClock
 from tests.faults.harness import World, mark, meanwhile, since, world_of
 
+pytestmark = pytest.mark.long
+
 Make = Callable[..., World]
 
 SYSTEMS = ("propstreet", "hubspot", "salesforce")

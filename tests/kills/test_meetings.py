@@ -7,6 +7,8 @@ import pytest
 from tests.kills.conftest import Staged
 from tests.kills.sample import CRM_OF, PLAYS, deaths
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("play", range(PLAYS))
 @pytest.mark.parametrize("flow", ["backfill", "first-plan", "first-apply"])

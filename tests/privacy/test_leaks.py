@@ -24,6 +24,8 @@ from syncd.wiring import Result
 from tests.faults.harness import CRMS, World, fault, world_of
 from tests.privacy import canaries
 
+pytestmark = pytest.mark.long
+
 _QUOTE: Final = "zqmail1@zqdomain.example of Zqfirst1 Zqlast1, +46 70 911 55 01, Zqnote1"
 
 #: What vendors say when they refuse, with everything quoted that they were given.

@@ -57,7 +57,7 @@ def logged(tmp_path: Path) -> list[str]:
 
 def test_sigterm_ends_the_service_with_everything_settled(desk: Desk, tmp_path: Path) -> None:
     """It starts, runs what is due, and on SIGTERM stops within its grace period, with no run left open."""
-    pair = desk.tenant("hubspot")
+    pair = desk.tenant("hubspot", every="2s")
     pair.seed(contacts=2, deals=1)
     in_step(pair)
     before = last_run(desk)

@@ -6,6 +6,8 @@ import pytest
 
 from tests.simulation.histories import HUBSPOT, STEPS, play
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("seed", HUBSPOT)
 def test_the_promises_hold_after_every_history(seed: int) -> None:

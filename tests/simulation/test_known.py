@@ -8,6 +8,8 @@ import pytest
 
 from tests.simulation.histories import Case, keeping, play
 
+pytestmark = pytest.mark.long
+
 #: What each of them brought to light.
 KNOWN: Final[dict[str, Case]] = {
     "a merge gone on with its survivor, and a project back meanwhile, waited for ever": keeping(

@@ -11,6 +11,8 @@ from tests.simulation.memory_rows import MemoryState
 from tests.simulation.promises import broken
 from tests.simulation.world import Simulation
 
+pytestmark = pytest.mark.long
+
 TABLES = ("feed", "link", "sighting", "match_review", "run", "plan", "operation", "change_log", "conflict")
 
 

@@ -7,6 +7,8 @@ import pytest
 from tests.simulation.histories import play
 from tests.simulation.unprotected import EIGHT, STEPS, Unprotected, hunt
 
+pytestmark = pytest.mark.long
+
 #: A history that found an engine may find it no more when the engine or the world changes: so many are tried.
 TRIED = 100
 
