@@ -27,6 +27,8 @@ class Case:
     seed: int
     steps: int
     left_out: frozenset[int] = frozenset()
+    is_deaf: bool = False
+    """No webhooks are heard, whatever the seed says: it was found before there were any."""
 
     def __str__(self) -> str:
         kept = [number for number in range(self.steps) if number not in self.left_out]
@@ -49,17 +51,17 @@ class Played:
     broken: tuple[str, ...]
 
 
-def play(seed: int, steps: int, left_out: frozenset[int] = frozenset()) -> Played:
+def play(seed: int, steps: int, left_out: frozenset[int] = frozenset(), *, is_deaf: bool = False) -> Played:
     """Play one history in memory and hold the world against the promises. An exception breaks one too."""
     state = MemoryState()
-    simulation = Simulation(state, seed, steps, left_out=left_out)
+    simulation = Simulation(state, seed, steps, left_out=left_out, is_deaf=is_deaf)
     state.on_commit = simulation.on_commit
     try:
         simulation.play()
         found = broken(simulation)
     except Exception:  # noqa: BLE001 - whatever it is, it breaks the history, and is told
         found = ["no crash: " + traceback.format_exc(limit=-4)]
-    return Played(seed, Case(seed, steps, left_out), simulation.tally, simulation.trace, tuple(found))
+    return Played(seed, Case(seed, steps, left_out, is_deaf), simulation.tally, simulation.trace, tuple(found))
 
 
 def _gist(told: str) -> str:
@@ -78,7 +80,7 @@ def shrink(found: Played) -> Case:
             extra = frozenset(range(start, min(case.steps, start + size))) - case.left_out
             if extra:
                 patience -= 1
-                tried = play(case.seed, case.steps, case.left_out | extra)
+                tried = play(case.seed, case.steps, case.left_out | extra, is_deaf=case.is_deaf)
                 if gist in map(_gist, tried.broken):
                     case, is_smaller = tried.case, True
             start += size

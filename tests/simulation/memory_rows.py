@@ -26,6 +26,7 @@ from syncd.core.model import KINDS, Address, Side, Verb
 from syncd.core.why import keep_word
 from syncd.errors import LeaseLostError, NotFoundError
 from syncd.state import schema as s
+from syncd.state.deliveries import MOST_DIRTY
 from syncd.state.lease import SKEW_SECONDS, TTL_SECONDS, Lease
 from syncd.state.rows import EMPTIED, Joined, Listing, Place, Row
 from syncd.state.store import Store
@@ -326,7 +327,7 @@ class MemoryState:
         if self._lease.fence == lease.fence:
             self._leased_until = None
 
-    # --- a webhook's word, as in syncd/state/pairs.py ---------------------------------
+    # --- a webhook's word, as in syncd/state/pairs.py and deliveries.py ---------------
 
     def hint(self, side: Side, kind: str, parents: Collection[str]) -> None:
         """Something moved below these: the next run visits them first."""
@@ -336,10 +337,14 @@ class MemoryState:
                     self.feed.change(row, {"hints": row["hints"] + 1})
 
     def soil(self, side: Side, kind: str, ids: Collection[str], at: datetime) -> None:
-        """Records that moved: the next run reads them by id."""
+        """Records that moved: the next run reads them by id, unless too many wait already."""
         with self.changing(self):
+            room = MOST_DIRTY - sum(1 for key in self.dirty.rows if key[:2] == (side, kind))
             for id_ in sorted(set(ids)):
                 row = self.dirty.rows.get((side, kind, id_))
+                if row is None and room <= 0:
+                    continue
+                room -= row is None
                 hints = row["hints"] + 1 if row is not None else 1
                 told = {"pair": self.pair, "side": str(side), "kind": kind, "id": id_}
                 self.dirty.add({**told, "hints": hints, "heard_at": at})

@@ -25,7 +25,9 @@ def broken(simulation: Simulation) -> list[str]:
     found = [*simulation.wrongs, *(wrong for vendor in simulation.vendors.values() for wrong in vendor.wrongs)]
     # Before the full comparison that puts right what the runs after the last edit should have.
     found += _convergence(_Book(simulation))
+    found += _hints(simulation)
     found += _termination(simulation)
+    found += _hints(simulation)
     book = _Book(simulation)
     found += _convergence(book)
     found += _no_unexplained_loss(book)
@@ -44,6 +46,18 @@ def _explained(book: _Book) -> Iterator[str]:
             yield f"explained: {row['verb']} of {row['kind']} {row['field']} on {row['side']} has no ground"
     for each in unexplained(book.changes):
         yield f"explained: {each['verb']} of {each['kind']} {each['field']} on {each['side']} comes out otherwise"
+
+
+def _hints(simulation: Simulation) -> Iterator[str]:
+    """What webhooks told is settled: no record is dirty for ever, no visit is owed to a deal that is visited."""
+    for row in simulation.state.dump("dirty"):
+        yield f"hints: {row['side']} {row['kind']} is dirty for ever"
+    links = {row["left_id"]: row for row in simulation.state.dump("link") if row["kind"] == "deal"}
+    for row in simulation.state.dump("feed"):
+        is_visited = row["side"] == Side.LEFT and row["kind"] == "deal_contact" and row["parent"] in links
+        deal = simulation.hub.rows["deal"].get(row["parent"])
+        if is_visited and row["hints"] > row["heard"] and deal is not None and not deal.record.is_deleted:
+            yield f"hints: left deal {row['parent']} was spoken of and is never visited"
 
 
 def _termination(simulation: Simulation) -> Iterator[str]:

@@ -10,7 +10,7 @@ listing, the same conditions of a write. It knows nothing of the engine but the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -41,6 +41,8 @@ from syncd.errors import DelayedError
 
 OVERLAP_SECONDS: Final = 300
 DEEP_OVERLAP_SECONDS: Final = 7_200
+#: All records of a kind.
+EACH: Final = "*"
 #: Who made a change.
 PERSON, SYNCD = "person", "syncd"
 
@@ -143,6 +145,12 @@ class Vendor:
     """How often each kind was hidden."""
     not_stored: set[tuple[str, str]] = field(default_factory=set)
     """Fields (kind, name) that are accepted and not stored."""
+    on_change: Callable[[Record], None] = lambda record: None
+    """Told of each change when it is made, or begins where that is earlier: what a webhook would speak of."""
+    on_look: Callable[[str, Collection[str]], None] = lambda kind, ids: None
+    """Told which records syncd asks for by id, which parents it visits, and ``EACH`` where it lists a kind whole."""
+    sweep_calls: int = 0
+    """So many calls more does a sweep take here: the account holds far more than what is synced."""
     _serial: int = 0
 
     # --- time -------------------------------------------------------------------------
@@ -242,6 +250,7 @@ class Vendor:
                     self.taken_off |= before - (value if isinstance(value, frozenset) else frozenset())
         if late and self.manner is not Manner.HUBSPOT and row.begun_at is None:
             row.pending = (self.now() + late, self.stamp(), told, who)
+            self.on_change(row.record)
         else:
             self._put(row, told, who)
 
@@ -327,6 +336,7 @@ class Vendor:
         )
         if self.manner is Manner.HUBSPOT and has_clock:
             row.queue.append((self.now() + self.lag, row.record))
+        self.on_change(row.record)
 
     def index(self, row: Row) -> Record | None:
         """What search shows of a row now."""
@@ -559,7 +569,11 @@ class SimConnector:
 
     def pull(self, request: Pull) -> Iterator[Page]:
         manner = self.vendor.manner
+        for _ in range(self.vendor.sweep_calls if request.is_sweep else 0):
+            self._wire.call(list, effect="read")
         for kind in request.kinds:
+            if request.watermarks.get(kind) is None and not self._known.kinds[kind].is_swept:
+                self.vendor.on_look(kind, (EACH,))
             if kind == "deal_contact" and manner is not Manner.SALESFORCE:
                 yield from self._children(kind, request.parents(), request)
             elif kind == "employment" and manner is Manner.HUBSPOT:
@@ -677,8 +691,7 @@ class SimConnector:
                     moved[record.id] = None
         if "employment" not in request.kinds:
             return
-        is_swept = watermark is not None and (request.is_sweep or request.watermarks.get("employment") is None)
-        others = [each.id for each in request.parents() if each.id not in moved] if is_swept else []
+        others = [each.id for each in request.parents() if each.id not in moved] if watermark is not None else []
         for page in self._bonds("employment", [*moved, *others]):
             yield replace(page, clock=clock)
 
@@ -715,6 +728,7 @@ class SimConnector:
         for start in range(0, len(parents), 50):
             some = parents[start : start + 50]
             wanted = set(some)
+            self.vendor.on_look(kind, some)
             records = self._read(
                 "bonds",
                 kind,
@@ -727,6 +741,7 @@ class SimConnector:
             yield Page(kind, tuple(records), complete_parents=tuple(some))
 
     def read(self, kind: str, addresses: Sequence[Address]) -> Mapping[str, Record]:
+        self.vendor.on_look(kind, [each.id for each in addresses])
         found = self._read("read", kind, lambda: [self._one(kind, each) for each in addresses])
         return {address.id: record for address, record in zip(addresses, found, strict=True)}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -48,6 +48,7 @@ from tests.simulation.vendors import (
     Vendor,
     Weather,
 )
+from tests.simulation.webhooks import Post
 
 START: Final = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 STAGE_ORDER: Final = ("none", "drafting", "published", "communicated")
@@ -57,6 +58,8 @@ BLUR: Final = {
     Manner.HUBSPOT: timedelta(seconds=120),
     Manner.SALESFORCE: timedelta(seconds=2),
 }
+#: What a relation is visited below, where only visits show it.
+PARENTS: Final = {"employment": "contact", "deal_contact": "deal"}
 CRM_STAGES: Final = ("early", "offer", "talks")
 _ADDED: Final = ("company", "contact", "contact", "deal", "employment", "deal_contact", "deal_contact")
 CLASSES: Final = ("contacted", "interested", "bidder", "buyer", "declined")
@@ -79,6 +82,8 @@ class State(Protocol):
     def release(self, lease: Lease) -> None: ...
 
     def hint(self, side: Side, kind: str, parents: Collection[str]) -> None: ...
+
+    def soil(self, side: Side, kind: str, ids: Collection[str], at: datetime) -> None: ...
 
     def dump(self, table: str) -> list[dict[str, Any]]:
         """All rows of a table, by its key."""
@@ -156,6 +161,7 @@ class Tally:
     faults: int = 0
     takeovers: int = 0
     halts: int = 0
+    words: int = 0
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
@@ -176,7 +182,9 @@ class _Chaos:
 class Simulation:
     """One history. ``play`` makes it; afterwards ``promises.broken`` says what did not hold."""
 
-    def __init__(self, state: State, seed: int, steps: int, *, left_out: frozenset[int] = frozenset()):
+    def __init__(
+        self, state: State, seed: int, steps: int, *, left_out: frozenset[int] = frozenset(), is_deaf: bool = False
+    ):  # fmt: skip
         self.seed, self.steps, self.left_out = seed, steps, left_out
         self.random = Random(seed)
         self.state = state
@@ -189,6 +197,10 @@ class Simulation:
         self.crm = Vendor(
             self.settings.manner, "c", self._vendor_clock, self.random, self._normalised, page=self.settings.page
         )
+        self.post: Post | None = None
+        """The webhooks, in histories that have them; ``is_deaf`` ones never do."""
+        if not is_deaf and Random(f"{seed} deaf").random() < 0.6:
+            self.post = Post(seed, self.vendors, self._vendor_clock)
         self.tally = Tally()
         self.wrongs: list[str] = []
         self.trail: list[str] = []
@@ -217,7 +229,20 @@ class Simulation:
         return self.at
 
     def sleep(self, seconds: float) -> None:
-        self.at += timedelta(seconds=seconds)
+        until = self.at + timedelta(seconds=seconds)
+        self._hear(until)
+        self.at = until
+
+    def _hear(self, until: datetime) -> None:
+        """What webhooks tell arrives, and is kept as the intake keeps it: no run is asked whether it suits."""
+        for word in self.post.arriving(until) if self.post is not None else ():
+            self.at = max(self.at, word.due_at)
+            self.tally.words += 1
+            self.note("heard", word.side, word.kind, *word.ids, *word.parents)
+            if word.parents:
+                self.state.hint(word.side, word.kind, word.parents)
+            if word.ids:
+                self.state.soil(word.side, word.kind, word.ids, self.now())
 
     def new_id(self) -> str:
         self._ids += 1
@@ -246,11 +271,15 @@ class Simulation:
             (self._run_and_crash, 12), (self._run_and_lose_lease, 5), (self._jump, 2), (self._plan_and_apply, 4),
             (self._answer, 6), (self._mass_delete, 1), (self._run_blind, 1),
         ]  # fmt: skip
+        if self.post is not None:
+            acts += [(self._wake, 24), (self._run_unreadable, 1)]
         script = Random(f"{self.seed} script")
         chosen = script.choices([act for act, _ in acts], [weight for _, weight in acts], k=self.steps)
         for number, act in enumerate(chosen):
             # Each step has chances of its own: what stays of a history is the same when others are left out.
             self.random.seed(f"{self.seed} {number}")
+            if self.post is not None:
+                self.post.begin_step(number)
             if number not in self.left_out:
                 self.tally.steps += 1
                 act()
@@ -532,6 +561,22 @@ class Simulation:
         # A person gives the permission back, and has all compared anew: nothing else tells what is visible again.
         self._halted, self._is_anew_due = None, True
 
+    def _run_unreadable(self) -> None:
+        """The same between two comparisons: webhooks speak of records that cannot be read by their ids."""
+        vendor = self.random.choice(list(self.vendors.values()))
+        kind = self.random.choice(["company", "contact", "deal"])
+        known = [record.id for record in vendor.living(kind)]
+        told = self.random.sample(known, self.random.randrange(len(known) + 1))
+        self.note("unreadable", vendor.prefix, kind, *told)
+        vendor.hidden = kind
+        vendor.denied[kind] += 1
+        assert self.post is not None
+        self.post.tell(Side.LEFT if vendor is self.hub else Side.RIGHT, kind, told)
+        self._hear(self.at)
+        self._attempt(is_sweep=False)
+        vendor.hidden = None
+        self._halted, self._is_anew_due = None, True
+
     def _normalised(self, name: str, value: Value) -> Value:
         """How the CRM keeps what it is given."""
         if isinstance(value, datetime):
@@ -588,6 +633,7 @@ class Simulation:
         """Whatever may happen at one moment of one call."""
         self.at += timedelta(microseconds=self.random.choice([0, 0, 700, 3_000]))
         self.note(vendor.prefix, moment, method, kind, count)
+        self._hear(self.at)
         if moment == "before":
             vendor.is_late = False
         if self._is_calm:
@@ -660,6 +706,11 @@ class Simulation:
         for _ in range(self.random.choice([1, 1, 2])):
             self._attempt(is_sweep=False, visits=self.settings.visits)
 
+    def _wake(self) -> None:
+        """Words arrive and bring a run about, sooner or later."""
+        self.sleep(self.random.choice([0.0, 1.0, 20.0, 90.0]))
+        self._attempt(is_sweep=False, visits=self.settings.visits)
+
     def _run_and_crash(self) -> None:
         self._chaos = _Chaos(crash_in=self.random.randrange(1, 60), commits=True)
         try:
@@ -711,12 +762,16 @@ class Simulation:
         is_released = is_waived or self._is_waived
         if is_released:
             self.waived.add(run_id)
+        links, gone = self.state.dump("link"), set(self.post.gone) if self.post is not None else set()
+        before = {side: len(vendor.wrote) for side, vendor in self.vendors.items()}
         try:
             self._run_under(held, run_id, reason, plan_id, is_sweep, visits, is_released)
         finally:
             if self._running and self._running[-1] is held:
                 self._running.pop()
             self._see_watermarks()
+            self._see_words(links)
+            self._see_revived(gone, before)
         self.state.release(held)
         if reason != "apply" and not is_released:
             self._see_brakes(run_id)
@@ -733,6 +788,33 @@ class Simulation:
         for (_, kind, side), count in deleted.items():
             if not self.settings.limits.deletes.allows(count, linked[kind] + count):
                 self.wrongs.append(f"brakes: a plan deleted {count} {kind} ({side})")
+
+    def _see_words(self, before: Sequence[Mapping[str, Any]]) -> None:
+        """What webhooks spoke of is dirty until it was asked for, wherever the run ended."""
+        if self.post is None:
+            return
+        linked = {(side, row["kind"], row[f"{side}_id"]) for row in before for side in Side}
+
+        def is_read(side: Side, kind: str, id_: str) -> bool:
+            if side is Side.LEFT:
+                return False  # its lists are from the records themselves
+            if self.settings.manner is Manner.HUBSPOT and kind in PARENTS:
+                # Only what is linked is visited, and only while it is there.
+                of = PARENTS[kind]
+                above = self.crm.rows[of].get(id_)
+                is_there = above is not None and not above.was_deleted and of not in self.crm.denied
+                return is_there and (side, of, id_) in linked
+            return True
+
+        self.wrongs += self.post.forgotten(self.state.dump("dirty"), is_read)
+
+    def _see_revived(self, gone: Collection[tuple[Side, str, str]], before: Mapping[Side, int]) -> None:
+        """What was told to be gone before a run began is not made anew by it, whatever an index shows."""
+        for side, vendor in self.vendors.items():
+            for wrote in vendor.wrote[before[side] :]:
+                source = (side.other, wrote.kind, vendor.rows[wrote.kind][wrote.id].made_for or "")
+                if wrote.verb == "create" and source in gone and self.post is not None and source in self.post.gone:
+                    self.wrongs.append(f"hints: {side} {wrote.kind} {wrote.id} was made for what was told to be gone")
 
     def _see_watermarks(self) -> None:
         """What a watermark has passed is written down, wherever the run ended.
