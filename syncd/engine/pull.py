@@ -3,7 +3,7 @@
 What a page shows is written down before the watermark passes it, in records that stay until
 they are settled; so a run that dies goes on where its last whole feed ended. What a listing no
 longer shows is judged when all is read: it is read once more before it counts as deleted, and not
-believed at all if too much is missing at once. A clock of a record, which may be wrong, moves no
+believed at all if too much is missing at once; so is what webhooks spoke of and no id finds. A clock of a record, which may be wrong, moves no
 watermark beyond our own. What webhooks spoke of is read by id after the listings, since an index
 may not show it for a while, and would bring back what is gone; such a read moves no watermark.
 """
@@ -136,7 +136,7 @@ def drain(
                 if page.is_last:
                     missing.of(page.kind).records += listings[page.kind].missing()
         _take_visits(ctx, side, visits, visited, started_at, missing)
-    gone = _read_dirty(ctx, side, {kind: ids for kind, ids in told.items() if not whole[kind]})
+    gone = _read_dirty(ctx, side, {kind: ids for kind, ids in told.items() if not whole[kind]}, missing)
     _believe(ctx, side, missing)
     for kind in kinds:
         notes: dict[str, object] = {}
@@ -153,9 +153,12 @@ def drain(
         ctx.store.drop_dirty(side, kind, {id_: each for id_, each in told.get(kind, {}).items() if id_ not in stay})
 
 
-def _read_dirty(ctx: Context, side: Side, told: Mapping[str, Collection[str]]) -> dict[str, set[str]]:
+def _read_dirty(
+    ctx: Context, side: Side, told: Mapping[str, Collection[str]], missing: _Missing
+) -> dict[str, set[str]]:
     """Read by id what webhooks spoke of and the delta may not show yet; by kind what is gone, or went into another.
 
+    What is known and cannot be read is missing, as from a listing: a webhook does not say that it is gone.
     Of associations the parents are visited instead.
     """
     system = ctx.systems[side]
@@ -163,7 +166,7 @@ def _read_dirty(ctx: Context, side: Side, told: Mapping[str, Collection[str]]) -
     for kind, ids in told.items():
         if system.kind(kind).is_child or system.kind(kind).is_current:
             continue
-        for found in _read_again(ctx, system, side, kind, [Address(id_) for id_ in sorted(ids)]):
+        for found in _read_again(ctx, system, side, kind, [Address(id_) for id_ in sorted(ids)], is_judged=False):
             # A listing that lags behind may just have shown what went into another: that one has its link by now.
             merged = [
                 Record(kind, id_, {}, is_deleted=True, merged_into=record.id)
@@ -172,6 +175,8 @@ def _read_dirty(ctx: Context, side: Side, told: Mapping[str, Collection[str]]) -
             ]
             ctx.store.intake(side, kind, merged, ctx.now(), is_exact=False, is_current=True)
             vanished = {id_ for id_, record in found.items() if record.is_deleted}
+            known = ctx.store.sighted(side, kind, vanished).values()
+            missing.of(kind).records += [Address(each.id, each.parent) for each in known if not each.is_deleted]
             gone.setdefault(kind, set()).update(vanished, (each.id for each in merged))
     return gone
 
@@ -348,13 +353,13 @@ def read_again(ctx: Context, system: System, side: Side, kind: str, addresses: S
 
 
 def _read_again(
-    ctx: Context, system: System, side: Side, kind: str, addresses: Sequence[Address]
+    ctx: Context, system: System, side: Side, kind: str, addresses: Sequence[Address], *, is_judged: bool = True
 ) -> Iterator[Mapping[str, Record]]:
-    """The same, with what each call has shown, by the ids asked for."""
+    """The same, with what each call has shown, by the ids asked for; a vanished one is left out until ``is_judged``."""
     can = system.kind(kind)
     for start in range(0, len(addresses), can.read_batch):
         found = system.connector.read(kind, addresses[start : start + can.read_batch])
-        records = [_spelt(ctx, side, record) for record in found.values()]
+        records = [_spelt(ctx, side, record) for record in found.values() if is_judged or not record.is_deleted]
         ctx.store.intake(side, kind, records, ctx.now(), is_exact=False, is_current=True)
         yield found
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from syncd.core.model import Record, Side
-from syncd.errors import SyncdError
+from syncd.errors import HaltedError, SyncdError
 from syncd.state import schema as s
 from syncd.testing.memory import MemoryFault
 from tests.engine.test_run import seed
@@ -184,3 +184,37 @@ def test_an_association_that_went_is_read_again_before_it_counts_as_gone(world: 
     world.crm.calls.clear()
     assert world.run(is_sweep=False).deleted["deal_contact", Side.LEFT] == 1
     assert "deal_contact" in reads(world)
+
+
+def people(world: World, count: int) -> list[str]:
+    """So many contacts more, in step; the CRM's ids of them."""
+    ids = [world.hub.add("contact", {"last_name": f"No {each}"}) for each in range(count)]
+    world.crm.lag = timedelta(0)
+    world.settle()
+    return [world.links("contact")[id_] for id_ in ids]
+
+
+def test_records_that_cannot_be_read_all_at_once_are_not_taken_for_deleted(world: World) -> None:
+    """A webhook says that something moved, not that it is gone: absence is doubted as in a listing."""
+    ids = people(world, 11)
+    hidden = {id_: world.crm.records["contact"].pop(id_) for id_ in ids[:4]}
+    soil(world, "contact", *ids)
+    before = world.writes()
+    with pytest.raises(HaltedError, match="4 of 12 known contact are missing"):
+        world.run(is_sweep=False)
+    assert world.writes() == before
+    assert [row for row in world.rows(s.sighting) if row.is_deleted] == []
+    assert dirty(world) == {("contact", id_) for id_ in ids}, "what was told stays until it is believed"
+    world.crm.records["contact"] |= hidden
+    assert world.run(is_sweep=False).operations == 0
+    assert dirty(world) == set()
+
+
+def test_what_a_system_shows_as_deleted_needs_no_other_belief(world: World) -> None:
+    """Four were deleted, which the bin shows in the same run: the brakes on deletions decide, and let a handful pass."""
+    ids = people(world, 11)
+    for id_ in ids[:4]:
+        world.crm.remove("contact", id_)
+    soil(world, "contact", *ids[:4])
+    assert world.run().deleted["contact", Side.LEFT] == 4
+    world.settle()
