@@ -3,9 +3,10 @@
 What a page shows is written down before the watermark passes it, in records that stay until
 they are settled; so a run that dies goes on where its last whole feed ended. What a listing no
 longer shows is judged when all is read: it is read once more before it counts as deleted, and not
-believed at all if too much is missing at once; so is what webhooks spoke of and no id finds. A clock of a record, which may be wrong, moves no
+believed at all if too much is missing at once. A clock of a record, which may be wrong, moves no
 watermark beyond our own. What webhooks spoke of is read by id after the listings, since an index
-may not show it for a while, and would bring back what is gone; such a read moves no watermark.
+may not show it for a while, and would bring back what is gone; such a read moves no watermark, and
+what it does not find is judged with what the listings lack.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def drain(
                 if page.is_last:
                     missing.of(page.kind).records += listings[page.kind].missing()
         _take_visits(ctx, side, visits, visited, started_at, missing)
-    gone = _read_dirty(ctx, side, {kind: ids for kind, ids in told.items() if not whole[kind]}, missing)
+    gone = _read_dirty(ctx, side, told, missing)
     _believe(ctx, side, missing)
     for kind in kinds:
         notes: dict[str, object] = {}
@@ -156,10 +157,10 @@ def drain(
 def _read_dirty(
     ctx: Context, side: Side, told: Mapping[str, Collection[str]], missing: _Missing
 ) -> dict[str, set[str]]:
-    """Read by id what webhooks spoke of and the delta may not show yet; by kind what is gone, or went into another.
+    """Read by id what webhooks spoke of and no listing may show yet; by kind what is gone, or went into another.
 
-    What is known and cannot be read is missing, as from a listing: a webhook does not say that it is gone.
-    Of associations the parents are visited instead.
+    Also where all was listed: that says nothing of what it lacks, unless it is linked. What is known and cannot be read
+    is missing, as from a listing: a webhook does not say that it is gone. Of associations the parents are visited.
     """
     system = ctx.systems[side]
     gone: dict[str, set[str]] = {}
@@ -175,8 +176,9 @@ def _read_dirty(
             ]
             ctx.store.intake(side, kind, merged, ctx.now(), is_exact=False, is_current=True)
             vanished = {id_ for id_, record in found.items() if record.is_deleted}
-            known = ctx.store.sighted(side, kind, vanished).values()
-            missing.of(kind).records += [Address(each.id, each.parent) for each in known if not each.is_deleted]
+            lack = missing.of(kind).records
+            known = ctx.store.sighted(side, kind, vanished - {each.id for each in lack}).values()
+            lack += [Address(each.id, each.parent) for each in known if not each.is_deleted]
             gone.setdefault(kind, set()).update(vanished, (each.id for each in merged))
     return gone
 

@@ -123,13 +123,43 @@ def test_a_run_that_dies_before_its_feed_is_advanced_is_told_again(world: World)
     assert [each.values["phone"] for each in world.hub.all("contact")] == ["+46 70 1"]
 
 
-def test_what_is_listed_whole_anyway_is_not_read_besides(world: World) -> None:
-    """A full listing is from the records themselves."""
+def test_what_is_listed_whole_is_read_by_its_id_all_the_same(world: World) -> None:
+    """Once, and only what was spoken of: a listing says nothing of what it lacks, and may be of an index."""
+    world.crm.edit("contact", person(world).id, phone="+46 70 1")
     soil(world, "contact", person(world).id)
     world.clock.sleep(86_400)
     world.crm.calls.clear()
     world.run(is_sweep=False)
-    assert (reads(world), dirty(world)) == ([], set())
+    assert (reads(world), dirty(world)) == (["contact"], set())
+
+
+def test_what_a_whole_listing_lacks_stays_gone_though_the_index_shows_it_again(world: World) -> None:
+    """What a webhook spoke of and the listing did not show is read, and read again until the index has followed."""
+    world.crm.lag = timedelta(seconds=240)
+    world.clock.sleep(86_200)
+    new = world.crm.add("contact", {"last_name": "Ek", "email": "ek@example.com"})
+    soil(world, "contact", new)
+    assert world.run(is_sweep=False).created["contact", Side.LEFT] == 1
+    world.clock.sleep(200)
+    world.crm.remove("contact", new)
+    soil(world, "contact", new)
+    assert world.run(is_sweep=False).deleted["contact", Side.LEFT] == 1
+    world.clock.sleep(100)
+    assert world.run(is_sweep=False).operations == 0
+    assert len(world.hub.all("contact")) == 1
+
+
+def test_what_went_before_it_was_linked_is_not_made_by_the_listing_that_lacks_it(world: World) -> None:
+    """A run died after it had seen the record: nothing but the word tells the next one, which lists everything."""
+    world.crm.lag = timedelta(0)
+    new = world.crm.add("contact", {"last_name": "Ek", "email": "ek@example.com"})
+    assert world.run(reason="plan").operations == 0
+    world.crm.remove("contact", new)
+    soil(world, "contact", new)
+    world.clock.sleep(86_400)
+    assert world.run(is_sweep=False).created["contact", Side.LEFT] == 0
+    world.settle()
+    assert new not in {row.id for row in world.rows(s.sighting)}
 
 
 def test_without_a_word_nothing_is_read_by_id(world: World) -> None:
@@ -211,7 +241,7 @@ def test_records_that_cannot_be_read_all_at_once_are_not_taken_for_deleted(world
 
 
 def test_what_a_system_shows_as_deleted_needs_no_other_belief(world: World) -> None:
-    """Four were deleted, which the bin shows in the same run: the brakes on deletions decide, and let a handful pass."""
+    """Four were deleted, which a listing tells in the same run: the brakes on deletions let a handful pass."""
     ids = people(world, 11)
     for id_ in ids[:4]:
         world.crm.remove("contact", id_)

@@ -793,17 +793,18 @@ class Simulation:
         """What webhooks spoke of is dirty until it was asked for, wherever the run ended."""
         if self.post is None:
             return
-        linked = {(side, row["kind"], row[f"{side}_id"]) for row in before for side in Side}
+        linked = {(row["kind"], row["right_id"]) for row in before}
+        linked &= {(row["kind"], row["right_id"]) for row in self.state.dump("link")}
 
         def is_read(side: Side, kind: str, id_: str) -> bool:
             if side is Side.LEFT:
                 return False  # its lists are from the records themselves
             if self.settings.manner is Manner.HUBSPOT and kind in PARENTS:
-                # Only what is linked is visited, and only while it is there.
+                # Only what is linked is visited, all the while, and is there.
                 of = PARENTS[kind]
                 above = self.crm.rows[of].get(id_)
                 is_there = above is not None and not above.was_deleted and of not in self.crm.denied
-                return is_there and (side, of, id_) in linked
+                return is_there and (of, id_) in linked
             return True
 
         self.wrongs += self.post.forgotten(self.state.dump("dirty"), is_read)
