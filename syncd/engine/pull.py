@@ -149,8 +149,8 @@ def drain(
             notes |= {"swept_at": started_at, "cost": cost}
         ctx.store.advance(side, kind, "", within(clocks.get(kind, []), started_at), **notes)
         # What is gone may be shown for a while yet, and would be taken for new: it is read again until then.
-        lag = timedelta(seconds=system.capabilities.overlap_seconds)
-        stay = {id_ for id_ in gone.get(kind, ()) if started_at - told[kind][id_].heard_at < lag}
+        lag = system.capabilities.overlap_seconds
+        stay = {id_ for id_ in gone.get(kind, ()) if not _is_due(told[kind][id_].heard_at, started_at, lag)}
         ctx.store.drop_dirty(side, kind, {id_: each for id_, each in told.get(kind, {}).items() if id_ not in stay})
 
 

@@ -88,6 +88,13 @@ def test_a_new_record_and_a_deleted_one_arrive_by_id_too(world: World) -> None:
     world.settle()
 
 
+def test_what_was_heard_by_a_clock_that_was_wrong_is_not_read_until_that_time_comes(world: World) -> None:
+    """A day fast when the word came, right now: what is gone is read once."""
+    world.kept.soil(Side.RIGHT, "contact", ["nowhere"], world.clock() + timedelta(days=1))
+    world.run(is_sweep=False)
+    assert dirty(world) == set()
+
+
 def test_a_word_of_a_record_that_nobody_knows_is_no_matter(world: World) -> None:
     """It is not there, so nothing comes of it and nothing is kept; nor of kinds that the pair does not sync."""
     before = world.rows(s.sighting)
