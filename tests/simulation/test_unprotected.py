@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.histories import play
-from tests.simulation.unprotected import EIGHT, STEPS, Unprotected, hunt
+from tests.simulation.unprotected import STEPS, TEN, Unprotected, hunt
 
 pytestmark = pytest.mark.long
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.long
 TRIED = 100
 
 
-@pytest.mark.parametrize("engine", EIGHT, ids=lambda each: each.name)
+@pytest.mark.parametrize("engine", TEN, ids=lambda each: each.name)
 def test_an_engine_without_a_protection_is_found(engine: Unprotected) -> None:
     """By the promise that the protection is there for, in a history that the intact engine survives."""
     found = hunt(engine, range(engine.seed, engine.seed + TRIED))
@@ -24,7 +24,7 @@ def test_an_engine_without_a_protection_is_found(engine: Unprotected) -> None:
 def test_what_was_taken_out_is_back_afterwards() -> None:
     """One engine after another: none inherits what the last one lacked."""
     before = play(1, STEPS).trace
-    for engine in EIGHT:
+    for engine in TEN:
         with engine.removal():
             pass
     assert play(1, STEPS).trace == before

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Final
+from typing import Any, Final
 from unittest.mock import patch
 
 import click
@@ -30,7 +30,7 @@ from syncd.engine.context import Context
 from syncd.state.journal import Entry, Journal
 from tests.simulation import vendors
 from tests.simulation.histories import play
-from tests.simulation.memory_rows import MemoryState
+from tests.simulation.memory_rows import MemoryRows, MemoryState
 
 STEPS: Final = 200
 #: An engine that so many histories do not find is not found.
@@ -172,7 +172,25 @@ def _no_fence() -> AbstractContextManager[object]:
     return patch.object(MemoryState, "prove", lambda self, lease: None)
 
 
-EIGHT: Final = (
+def _word_forgotten() -> AbstractContextManager[object]:
+    def drop_dirty(self: MemoryRows, side: Side, kind: str, read: Mapping[str, int]) -> None:
+        drop(self, side, kind, {row["id"]: row["hints"] for row in self.dirty(side, [kind]) if row["id"] in read})
+
+    drop = MemoryRows.drop_dirty
+    return patch.object(MemoryRows, "drop_dirty", drop_dirty)
+
+
+def _gone_at_once() -> AbstractContextManager[object]:
+    read_dirty = pull._read_dirty
+
+    def hasty(*args: Any) -> dict[str, set[str]]:
+        read_dirty(*args)
+        return {}
+
+    return patch.object(pull, "_read_dirty", hasty)
+
+
+TEN: Final = (
     Unprotected(
         "no overlap", "A feed is read from its watermark on, not from some time before it.",
         "convergence", _no_overlap, 3,
@@ -205,6 +223,14 @@ EIGHT: Final = (
         "no fence", "Nobody looks whether the lease was lost, before a commit or when it is renewed.",
         "isolation", _no_fence, 1,
     ),
+    Unprotected(
+        "word forgotten", "What webhooks spoke of is clean once read, though they spoke of it again meanwhile.",
+        "hints", _word_forgotten, 1,
+    ),
+    Unprotected(
+        "gone at once", "What webhooks told to be gone is not read again until an index has followed.",
+        "hints", _gone_at_once, 1,
+    ),
 )  # fmt: skip
 
 
@@ -212,11 +238,11 @@ def main() -> None:
     """Exits 1 if an engine is not found."""
     parser = argparse.ArgumentParser(prog="make unprotected")
     parser.add_argument("--seeds", default=f"1..{LIMIT}", help="from..to, both included")
-    parser.add_argument("--only", choices=[each.name for each in EIGHT])
+    parser.add_argument("--only", choices=[each.name for each in TEN])
     asked = parser.parse_args()
     first, _, last = asked.seeds.partition("..")
     missed = 0
-    for engine in EIGHT:
+    for engine in TEN:
         if asked.only in (None, engine.name):
             found = hunt(engine, range(int(first), int(last or first) + 1))
             missed += found is None
