@@ -205,7 +205,7 @@ TEN: Final = (
     ),
     Unprotected(
         "no journal", "That an operation may have been sent is not written down before it is sent.",
-        "no loss", _no_journal, 7,
+        "no loss", _no_journal, 5,
     ),
     Unprotected(
         "no second look", "A system without conditional writes is written without reading it again.",
@@ -225,11 +225,11 @@ TEN: Final = (
     ),
     Unprotected(
         "word forgotten", "What webhooks spoke of is clean once read, though they spoke of it again meanwhile.",
-        "hints", _word_forgotten, 1,
+        "hints", _word_forgotten, 13,
     ),
     Unprotected(
         "gone at once", "What webhooks told to be gone is not read again until an index has followed.",
-        "hints", _gone_at_once, 1,
+        "hints", _gone_at_once, 41,
     ),
 )  # fmt: skip
 
