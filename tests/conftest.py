@@ -86,8 +86,13 @@ def engine(shared_engine: Engine) -> Iterator[Engine]:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         ))  # fmt: skip
-        tables = [name for name in s.metadata.tables if name != s.queue_migration.name]
-        tx.execute(text(f"TRUNCATE {', '.join([*tables, *_QUEUE])} RESTART IDENTITY"))
+        numbers = tx.execute(text("SELECT quote_ident(sequencename) FROM pg_sequences WHERE schemaname = 'public'"))
+        # To delete some rows takes a tenth of the time that it takes to truncate tables, each a few new files.
+        tx.execute(text("; ".join([
+            "SET LOCAL session_replication_role = replica",
+            *(f"DELETE FROM {name}" for name in (*s.metadata.tables, *_QUEUE) if name != s.queue_migration.name),
+            *(f"SELECT setval('{number}', 1, false)" for number in numbers.scalars()),
+        ])))  # fmt: skip
 
 
 #: What the queue keeps, in its library's tables.
