@@ -8,7 +8,7 @@ BIN := .venv/bin
 TESTS := $(BIN)/python -m pytest -n $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)") \
   --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test check bench simulate unprotected mutants kills soak lock clean
+.PHONY: setup demo test check bench simulate unprotected mutants kills soak crowd lock clean
 
 setup: .venv/.ready
 
@@ -50,6 +50,9 @@ kills: setup ## every flow killed at every point, see docs/kill-points.md; ARGS=
 
 soak: setup ## three replicas under edits, killed and paused in turn, for ten minutes; ARGS="--minutes 2" for less
 	@$(BIN)/python -m tests.soak $(ARGS)
+
+crowd: setup ## two hundred tenants on one process, three of them ill; ARGS="--tenants 20 --minutes 1" for a taste
+	@$(BIN)/python -m tests.soak.crowd $(ARGS)
 
 lock: export CUSTOM_COMPILE_COMMAND = make lock
 lock: ## pin every dependency anew, with hashes and without index addresses

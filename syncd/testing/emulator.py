@@ -261,6 +261,12 @@ class Emulator:
 
     # --- life -------------------------------------------------------------------------
 
+    def application(self, lifespan: Any = None) -> Starlette:
+        """What it answers, for a server that somebody else runs; who runs it sets ``url``."""
+        routes = [Route(path, self._endpoint(handler), methods=[method]) for method, path, handler in self.routes()]
+        routes.append(Route("/{rest:path}", self._endpoint(lambda call, **_: self.not_found(call)), methods=_ALL))
+        return Starlette(routes=routes, lifespan=lifespan)
+
     def start(self, port: int = 0) -> str:
         """Serve on 127.0.0.1 and return the base URL. Port 0 takes a free one."""
         sock = socket.socket(
@@ -275,9 +281,7 @@ class Emulator:
         async def on_start() -> None:
             started.set()
 
-        routes = [Route(path, self._endpoint(handler), methods=[method]) for method, path, handler in self.routes()]
-        routes.append(Route("/{rest:path}", self._endpoint(lambda call, **_: self.not_found(call)), methods=_ALL))
-        app = Starlette(routes=routes, lifespan=_lifespan(on_start))
+        app = self.application(_lifespan(on_start))
         config = uvicorn.Config(
             app, log_level="critical", access_log=False, timeout_keep_alive=300, lifespan="on", date_header=False
         )

@@ -117,6 +117,18 @@ class Pair:
         (id_,) = [each["Id"] for each in self.crm.all("Contact") if each["Email"] == email]
         self.crm.edit("Contact", id_, {"LastName": last})
 
+    def hub_last(self, email: str) -> str:
+        """The last name that Propstreet shows of a contact; empty if there is none."""
+        return next((each.get("lastName", "") for each in self.hub.all("contacts") if each.get("email") == email), "")
+
+    def crm_last(self, email: str) -> str:
+        """The last name that the CRM shows of a contact; empty if there is none."""
+        if isinstance(self.crm, HubSpotEmulator):
+            rows = self.crm.all("contacts").values()
+            return next((each.get("lastname", "") for each in rows if each.get("email") == email), "")
+        assert isinstance(self.crm, SalesforceEmulator)
+        return next((each["LastName"] for each in self.crm.all("Contact") if each["Email"] == email), "")
+
     def seed(self, contacts: int = 6, deals: int = 2) -> None:
         """A small portfolio: one company and some contacts on each side, projects with prospects."""
         firm = self.hub.add("companies", {"name": "Nordhaus AB", "domain": "nordhaus.se"})

@@ -15,15 +15,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from random import Random
 
 import click
 from sqlalchemy import Engine, select, text
@@ -35,6 +33,7 @@ from syncd.state import schema as s
 from syncd.testing.emulator import Call
 from syncd.wiring import Service, check_pair, database, run_pair
 from tests.faults.harness import Pair, crm_emulator, started
+from tests.soak.people import CONTACTS, People, at, now, sleep
 
 SYNCD = str(Path(sys.executable).with_name("syncd"))
 #: One replica is struck this often, and a killed one comes back this long after.
@@ -43,14 +42,6 @@ STRIKE_SECONDS, BACK_SECONDS = 30.0, 15.0
 TAKEOVER_SECONDS = 30.0
 EDIT_SECONDS = 0.5
 EVERY = "5s"
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)  # noqa: TID251 - a soak is about real time
-
-
-def _sleep(seconds: float) -> None:
-    time.sleep(seconds)  # noqa: TID251 - a soak is about real time
 
 
 # --- replicas -----------------------------------------------------------------------------
@@ -145,10 +136,10 @@ def build(stack: ExitStack, service: Service, home: Path, many: int) -> list[Pai
     pairs: list[Pair] = []
     for number in range(many):
         connector = ("hubspot", "salesforce")[number % 2]
-        left, right = PropstreetEmulator(now=_now), crm_emulator(connector, _now)
+        left, right = PropstreetEmulator(now=now), crm_emulator(connector, now)
         stack.enter_context(started(left, right))
         pair = Pair(f"tenant{number}", connector, home / "tenants", left, right, {"every": EVERY})
-        pair.seed(contacts=6, deals=2)
+        pair.seed(contacts=CONTACTS, deals=2)
         tenant, config = pair.config()
         check_pair(service, tenant, config, is_fixing=True)
         for reason in ("backfill", "run"):
@@ -159,56 +150,6 @@ def build(stack: ExitStack, service: Service, home: Path, many: int) -> list[Pai
         right.log.clear()
         pairs.append(pair)
     return pairs
-
-
-class People:
-    """Edits at a steady pace, and how long each took to be seen on the other side."""
-
-    def __init__(self, pairs: list[Pair], seed: int):
-        self._pairs, self._random = pairs, Random(seed)
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=each, daemon=True) for each in (self._edit, self._look)]
-        self.waiting: dict[tuple[int, str], tuple[str, datetime, bool]] = {}
-        self.seen: list[float] = []
-        self.edits = 0
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> People:
-        for each in self._threads:
-            each.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._over.set()
-        for each in self._threads:
-            each.join()
-
-    def _edit(self) -> None:
-        while not self._over.wait(EDIT_SECONDS):
-            number = self._random.randrange(len(self._pairs))
-            pair, who = self._pairs[number], self._random.randrange(6)
-            is_hub = self._random.random() < 0.5
-            self.edits += 1
-            name = f"Name {self.edits}"
-            # A contact is edited where it was made, so that the last edit must win.
-            email = f"hub{who}@example.com" if is_hub else f"crm{who}@example.com"
-            with self._lock:
-                (pair.hub_rename if is_hub else pair.crm_rename)(email, name)
-                self.waiting[number, email] = (name, _now(), is_hub)
-
-    def _look(self) -> None:
-        while not self._over.wait(0.5):
-            self.look()
-
-    def look(self) -> None:
-        for number, pair in enumerate(self._pairs):
-            picture = pair.picture()
-            with self._lock:
-                for (of, email), (name, at, is_hub) in list(self.waiting.items()):
-                    where = picture["crm contact" if is_hub else "propstreet contact"]
-                    if of == number and any(row[0] == email and name in row for row in where):
-                        del self.waiting[of, email]
-                        self.seen.append((_now() - at).total_seconds())
 
 
 # --- strikes ------------------------------------------------------------------------------
@@ -228,16 +169,16 @@ def strike(engine: Engine, replica: Replica, number: int) -> list[float]:
         mine = {pair: fence for pair, (pid, fence) in leases(engine).items() if pid == replica.pid}
         if mine:
             break
-        _sleep(0.02)
+        sleep(0.02)
     replica.send(number)
-    hit_at, took = _now(), list[float]()
+    hit_at, took = now(), list[float]()
     mine = {pair: fence for pair, (pid, fence) in leases(engine).items() if pid == replica.pid}
-    while mine and (_now() - hit_at).total_seconds() < 4 * TAKEOVER_SECONDS:
+    while mine and (now() - hit_at).total_seconds() < 4 * TAKEOVER_SECONDS:
         held = leases(engine)
         for pair in [pair for pair, fence in mine.items() if held[pair][1] > fence]:
             del mine[pair]
-            took.append((_now() - hit_at).total_seconds())
-        _sleep(0.05)
+            took.append((now() - hit_at).total_seconds())
+        sleep(0.05)
     return took + [float("inf")] * len(mine)
 
 
@@ -259,7 +200,7 @@ def listening(pairs: list[Pair], peers: Peers, heard: dict[str, list[Heard]]) ->
 
     def note(of: str, refuse: Callable[[Call], object]) -> Callable[[Call], object]:
         def admit(call: Call) -> object:
-            heard.setdefault(of, []).append(Heard(_now(), peers.behind(call.peer), f"{call.method} {call.path}"))
+            heard.setdefault(of, []).append(Heard(now(), peers.behind(call.peer), f"{call.method} {call.path}"))
             return refuse(call)
 
         return admit
@@ -334,29 +275,33 @@ def soak(
         stack.callback(replica.kill)
     heard: dict[str, list[Heard]] = {}
     took: list[float] = []
-    with Peers(replicas) as peers, listening(pairs, peers, heard), People(pairs, seed) as people:
-        begun = _now()
-        _sleep(10)
+    with (
+        Peers(replicas) as peers,
+        listening(pairs, peers, heard),
+        People(pairs, seed, pause_seconds=EDIT_SECONDS) as people,
+    ):
+        begun = now()
+        sleep(10)
         turn = 0
-        while (_now() - begun).total_seconds() < seconds:
+        while (now() - begun).total_seconds() < seconds:
             replica, how = replicas[turn % len(replicas)], (signal.SIGKILL, signal.SIGSTOP)[turn % 2]
             found = strike(service.engine, replica, how)
             took += found
             click.echo(
-                f"{_now():%T} replica {replica.number} {how.name}: "
+                f"{now():%T} replica {replica.number} {how.name}: "
                 + (", ".join(f"{each:.1f} s" for each in found) or "it ran nothing at that moment")
             )
-            _sleep(BACK_SECONDS)
+            sleep(BACK_SECONDS)
             if how is signal.SIGKILL:
                 assert replica.process is not None
                 replica.process.wait()
                 replica.start()
             else:
                 replica.send(signal.SIGCONT)
-            _sleep(STRIKE_SECONDS - BACK_SECONDS)
+            sleep(STRIKE_SECONDS - BACK_SECONDS)
             turn += 1
-        people._over.set()
-        _sleep(40)
+        people.rest()
+        sleep(40)
         people.look()
         codes = [replica.end() for replica in replicas]
     return told(service, pairs, people, took, heard, codes)
@@ -383,11 +328,11 @@ def told(
     problems += [f"a takeover took {each:.1f} s" for each in took if each > TAKEOVER_SECONDS]
     problems += [f"a replica ended with {code}" for code in codes if code != 0]
     total, strays, what = late(service.engine, heard)
-    seen = sorted(people.seen)
+    seen = sorted(seconds for _, seconds in people.seen)
     with service.engine.connect() as tx:
         runs = tx.execute(text("SELECT state, count(*) FROM run GROUP BY state ORDER BY state")).all()
-    click.echo(f"{people.edits} edits; visible after {_at(seen, 0.5)} s (median), {_at(seen, 0.95)} s (p95)")
-    click.echo(f"{len(took)} takeovers: median {_at(sorted(took), 0.5)} s, longest {_at(sorted(took), 1.0)} s")
+    click.echo(f"{people.edits} edits; visible after {at(seen, 0.5)} s (median), {at(seen, 0.95)} s (p95)")
+    click.echo(f"{len(took)} takeovers: median {at(sorted(took), 0.5)} s, longest {at(sorted(took), 1.0)} s")
     click.echo(
         f"runs: {', '.join(f'{count} {state}' for state, count in runs)}; {len(overlaps(service.engine))} overlapped"
     )
@@ -398,10 +343,6 @@ def told(
         click.echo(f"BROKEN {each}")
     click.echo("every promise held" if not problems else f"{len(problems)} problems")
     return bool(problems)
-
-
-def _at(values: list[float], share: float) -> str:
-    return f"{values[min(len(values) - 1, int(len(values) * share))]:.1f}" if values else "-"
 
 
 if __name__ == "__main__":
