@@ -23,8 +23,8 @@ from weakref import WeakKeyDictionary
 
 import platformdirs
 import structlog
-from sqlalchemy import Engine, create_engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 
 from syncd.config import NotifyConfig, PairConfig, TenantConfig, load_service
 from syncd.connector import (
@@ -70,6 +70,9 @@ PROPSTREET = "propstreet"
 PREFLIGHT_SECONDS = 3_600.0
 #: How often a lease is renewed beside a run, by our own clock and not by the service's.
 BESIDE_SECONDS = float(lease.RENEW_SECONDS)
+
+#: A connection to the database that rested for so long may be dead by now.
+PING_SECONDS = 2.0
 
 Progress = Callable[[str, str, int], None]
 
@@ -176,9 +179,31 @@ def database(url: str) -> Engine:
             url = "postgresql+psycopg://" + url.removeprefix(prefix)
     if not url.startswith("postgresql+psycopg://"):
         raise ConfigError("SYNCD_DATABASE_URL must be a PostgreSQL URL: postgresql://USER:PASSWORD@HOST/DATABASE")
-    return create_engine(
-        url, pool_pre_ping=True, pool_size=10, hide_parameters=True, connect_args={"connect_timeout": 10}
-    )
+    engine = create_engine(url, pool_size=10, hide_parameters=True, connect_args={"connect_timeout": 10})
+    _ping_rested(engine)
+    return engine
+
+
+def _ping_rested(engine: Engine) -> None:
+    """Ask a connection whether it lives before it is used again, if it was not used a moment ago.
+
+    One that dies within that moment is heard of as one that dies in use: the run ends, and the next goes on.
+    """
+
+    def note(connection: Any, record: Any) -> None:
+        record.info["rests_since"] = time.monotonic()
+
+    def ask(connection: Any, record: Any, proxy: Any) -> None:
+        since = record.info.get("rests_since")
+        if since is None or time.monotonic() - since < PING_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as exc:
+            raise InvalidatePoolError from exc
+
+    event.listen(engine, "checkin", note)
+    event.listen(engine, "checkout", ask)
 
 
 # --- one pair -----------------------------------------------------------------------------

@@ -51,6 +51,8 @@ class PostgresRows:
     def __init__(self, engine: Engine, pair: str):
         self.engine = engine
         self.pair = pair
+        # One statement sees one state of the database by itself: to begin and end a transaction for it is two more trips.
+        self._looking = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._tx: Connection | None = None
         self._added: Counter[str] = Counter()
         self._known_size: dict[str, int] = {}
@@ -92,7 +94,7 @@ class PostgresRows:
         if self._tx is not None:
             yield self._tx
         else:
-            with self.engine.connect() as connection:
+            with self._looking.connect() as connection:
                 yield connection
 
     def _all(self, statement: Any) -> list[Row]:
