@@ -135,6 +135,9 @@ def draft_kind(draft: Draft, kind: str) -> None:
     ctx = draft.ctx
     if ctx.bare(kind):
         ctx.look_at_prices()
+    if not ctx.store.stirs(kind, with_marks=ctx.systems[Side.RIGHT].kind(kind).can_mark):
+        ctx.report.conflicts.pop(kind, None)
+        return
     for side in Side:
         ctx.store.follow_merges(side, kind, ctx.now())
     _match_kind(ctx, kind)

@@ -147,7 +147,7 @@ def drain(
             notes["deep_at"] = started_at
         if is_sweep and max(lead.cost, cost := system.courier.calls.total() - calls_before) > CHEAP_SWEEP:
             notes |= {"swept_at": started_at, "cost": cost}
-        ctx.store.advance(side, kind, "", within(clocks.get(kind, []), started_at), **notes)
+        ctx.store.advance(side, kind, "", within(clocks.get(kind, []), started_at), known=feeds[kind], **notes)
         # What is gone may be shown for a while yet, and would be taken for new: it is read again until then.
         lag = system.capabilities.overlap_seconds
         stay = {id_ for id_ in gone.get(kind, ()) if not _is_due(told[kind][id_].heard_at, started_at, lag)}
@@ -277,14 +277,16 @@ def _take(ctx: Context, side: Side, pages: Sequence[Page], missing: _Missing) ->
     kind, at = pages[0].kind, ctx.now()
     records = [_spelt(ctx, side, record) for page in pages for record in page.records]
     system.pulled[kind] += len(records)
-    with ctx.store.transaction():
-        can = system.kind(kind)
-        # Only what an index shows may be a thing of the past: a whole listing is from the records themselves.
-        is_current = can.is_current or all(page.is_listing for page in pages)
-        ctx.store.intake(side, kind, records, at, is_exact=can.is_exact, is_current=is_current)
-        for refusal in (each for page in pages for each in page.refused):
-            ctx.report.rejected[refusal.kind] += 1
-            ctx.store.refuse(side, refusal.kind, refusal.id, refusal.reason, at)
+    refused = [each for page in pages for each in page.refused]
+    if records or refused:
+        with ctx.store.transaction():
+            can = system.kind(kind)
+            # Only what an index shows may be a thing of the past: a whole listing is from the records themselves.
+            is_current = can.is_current or all(page.is_listing for page in pages)
+            ctx.store.intake(side, kind, records, at, is_exact=can.is_exact, is_current=is_current)
+            for refusal in refused:
+                ctx.report.rejected[refusal.kind] += 1
+                ctx.store.refuse(side, refusal.kind, refusal.id, refusal.reason, at)
     ctx.progress("pulled", kind, len(records))
     parents = [parent for page in pages for parent in page.complete_parents]
     if not parents:

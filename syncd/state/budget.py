@@ -102,10 +102,15 @@ class Budget:
             # One that ends later than any slice can was taken by a clock that was wrong.
             latest = at + timedelta(seconds=3 * quota.seconds)
             gone = (s.budget.c.leased_until <= at) | (s.budget.c.leased_until > latest)
-            tx.execute(delete(s.budget).where(*here, gone))
-            held, first = tx.execute(
-                select(func.coalesce(func.sum(s.budget.c.slice), 0), func.min(s.budget.c.leased_until)).where(*here)
+            held, first, is_any_gone = tx.execute(
+                select(
+                    func.coalesce(func.sum(s.budget.c.slice).filter(~gone), 0),
+                    func.min(s.budget.c.leased_until).filter(~gone),
+                    func.coalesce(func.bool_or(gone), False),
+                ).where(*here)
             ).one()
+            if is_any_gone:
+                tx.execute(delete(s.budget).where(*here, gone))
             free = most - held
             if free < lacks:
                 return max(0.05, float((first - at).total_seconds()))

@@ -28,6 +28,10 @@ def register(
     Records that were excluded by the old settings are looked at anew.
     """
     pair_id = f"{tenant}/{name}"
+    known = select(s.pair.c.config_hash, s.tenant.c.config_hash).join(s.tenant, s.tenant.c.name == s.pair.c.tenant)
+    with engine.connect() as look:
+        if look.execute(known.where(s.pair.c.id == pair_id)).one_or_none() == (config_hash, config_hash):
+            return False
     with engine.begin() as tx:
         tx.execute(
             upsert(s.tenant)

@@ -51,7 +51,7 @@ class PostgresRows:
     def __init__(self, engine: Engine, pair: str):
         self.engine = engine
         self.pair = pair
-        # One statement sees one state of the database by itself: to begin and end a transaction for it is two more trips.
+        # One statement sees one state by itself: to begin and end a transaction for it is two more trips.
         self._looking = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._tx: Connection | None = None
         self._added: Counter[str] = Counter()
@@ -212,6 +212,18 @@ class PostgresRows:
 
     def retired(self, side: Side, kind: str) -> list[Row]:
         return _by_id(self._all(select(s.sighting).where(*self._seen(side, kind), s.sighting.c.state == "retired")))
+
+    def stirs(self, kind: str, *, with_marks: bool) -> bool:
+        seen, review = s.sighting.c, s.match_review.c
+        is_awake = or_(seen.is_linked, seen.is_deleted, seen.state.in_(["new", "retired"]))
+        looks = [
+            exists().where(*self._of(s.sighting, kind), is_awake),
+            exists().where(*self._of(s.match_review, kind), review.answer.is_not(None)),
+        ]
+        if with_marks:
+            looks.append(exists().where(*self._of(s.link, kind), ~s.link.c.is_marked))
+        with self._reading() as tx:
+            return bool(tx.execute(select(or_(*looks))).scalar())
 
     def merged_away(self, side: Side, kind: str) -> list[tuple[str, str]]:
         merged_into = s.sighting.c.facts["merged_into"].astext

@@ -106,6 +106,12 @@ class Rows(Protocol):
 
     def retired(self, side: Side, kind: str) -> list[Row]: ...
 
+    def stirs(self, kind: str, *, with_marks: bool) -> bool:
+        """Whether there is anything to decide of a kind: else all of it is in step, or set aside until something moves.
+
+        It may say yes where nothing comes of it, never no where something would.
+        """
+
     def merged_away(self, side: Side, kind: str) -> list[tuple[str, str]]:
         """Ids that are known to be gone into another, and that one's id."""
 

@@ -142,10 +142,17 @@ class Store:
         side: Side,
         kind: str,
         parent: str,
-        clocks: Iterable[str | None],
+        clocks: Sequence[str | None],
+        *,
+        known: FeedRow = NO_FEED,
         **stamps: object,
     ) -> None:
-        """Move a feed's watermark to the latest of the clocks; it never goes back. Writes only what changes."""
+        """Move a feed's watermark to the latest of the clocks; it never goes back. Writes only what changes.
+
+        ``known``: the feed as this run found it. Nobody else moves it, so that what changes nothing asks nothing.
+        """
+        if known is not NO_FEED and not stamps and advance(known.watermark, clocks) == known.watermark:
+            return
         with self.transaction():
             held = self.rows.feeds(side, kind, [parent])
             current = held[0]["watermark"] if held else None
@@ -273,7 +280,10 @@ class Store:
                 elif verdict in ("drop", "drop and refresh"):
                     drops.append(record.id)
                 if verdict in ("refresh", "drop and refresh") and link is not None:
-                    refreshed.append({"id": link["id"], **seen_of(side, record)})
+                    now_seen = seen_of(side, record)
+                    # A relation without a version of its own is met like this in every run.
+                    if any(link[name] != value for name, value in now_seen.items()):
+                        refreshed.append({"id": link["id"], **now_seen})
                     touched.append(record.id)
             self.rows.save_sightings(upserts)
             self.rows.drop_sightings(side, kind, drops)
@@ -356,6 +366,10 @@ class Store:
             self.rows.move_children(side, child, old, survivor)
         self.wake(side, kind, [survivor], at)
         return {**link, **changes}
+
+    def stirs(self, kind: str, *, with_marks: bool) -> bool:
+        """See ``Rows.stirs``; with ``with_marks`` links that lack their mark count too."""
+        return self.rows.stirs(kind, with_marks=with_marks)
 
     def follow_merges(self, side: Side, kind: str, at: datetime) -> None:
         """Links whose record was merged into one that has no link yet go over to the survivor."""

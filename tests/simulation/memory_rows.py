@@ -520,6 +520,13 @@ class MemoryRows:
     def retired(self, side: Side, kind: str) -> list[Row]:
         return _by_id(self._t.sighting.find("state", side, kind, "retired"))
 
+    def stirs(self, kind: str, *, with_marks: bool) -> bool:
+        seen = [row for side in Side for row in self._all_seen(side, kind)]
+        is_awake = any(row["is_linked"] or row["is_deleted"] or row["state"] in ("new", "retired") for row in seen)
+        links, reviews = (table.rows.values() for table in (self._t.link, self._t.match_review))
+        is_unmarked = with_marks and any(row["kind"] == kind and not row["is_marked"] for row in links)
+        return is_awake or is_unmarked or any(row["kind"] == kind and row["answer"] is not None for row in reviews)
+
     def merged_away(self, side: Side, kind: str) -> list[tuple[str, str]]:
         return sorted((row["id"], row["facts"]["merged_into"]) for row in self._t.sighting.find("merged", side, kind))
 

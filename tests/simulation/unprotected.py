@@ -28,6 +28,7 @@ from syncd.core.watermark import within
 from syncd.engine import apply, pull
 from syncd.engine.context import Context
 from syncd.state.journal import Entry, Journal
+from syncd.state.store import NO_FEED
 from tests.simulation import vendors
 from tests.simulation.histories import play
 from tests.simulation.memory_rows import MemoryRows, MemoryState
@@ -95,9 +96,9 @@ def _watermark_first() -> AbstractContextManager[object]:
             at, pages = ctx.now(), list(shown(request))
             for kind in request.kinds:
                 clocks = [page.clock for page in pages if page.kind == kind and page.parent is None and page.clock]
-                notes = {"listed_at": at} if request.watermarks.get(kind) is None else {}
+                notes: dict[str, object] = {"listed_at": at} if request.watermarks.get(kind) is None else {}
                 notes |= {"deep_at": at} if request.is_deep else {}
-                ctx.store.advance(side, kind, "", within(clocks, at), **notes)
+                ctx.store.advance(side, kind, "", within(clocks, at), known=NO_FEED, **notes)
             yield from pages
 
         with patch.object(connector, "pull", noted):
