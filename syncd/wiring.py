@@ -125,6 +125,13 @@ class Service:
             for counter, was, is_ in zip(to, before, now, strict=True):
                 counter.labels(tenant, pair, "propstreet" if side is Side.LEFT else "crm").inc(is_ - was)
 
+    def kept_waiting(self, tenant: str, pair: str) -> float:
+        """For how many seconds the run of a pair has done nothing but wait; 0.0 if it works, or is not under way."""
+        with self._lock:
+            opened = self._opened.get((tenant, pair, False, None))
+        since = [each.waits_since for each in opened.couriers.values()] if opened is not None else []
+        return max(((self.now() - each).total_seconds() for each in since if each is not None), default=0.0)
+
     def quota_shares(self) -> dict[tuple[str, str, str, str], float]:
         """By tenant, pair, system and bucket: how much of what it may send within a window a pair has just sent.
 

@@ -2,7 +2,8 @@
 
 A pair that waits stands in the queue once, and no two workers take it at the same time: that spreads the
 pairs over replicas. What keeps two from *writing* is the lease with its fencing token alone; so a worker
-that was wrongly taken for dead does no harm. What a dead one left is asked for again within seconds.
+that was wrongly taken for dead does no harm. What a dead one left is asked for again within seconds. A run
+whose vendor keeps it waiting steps aside: however many vendors hang, the others' pairs find a worker.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sqlalchemy.exc import OperationalError
 
 from syncd.config import PairConfig, TenantConfig
 from syncd.core.audit import Turn, due
-from syncd.errors import NotFoundError, SyncdError
+from syncd.errors import NotFoundError, RateLimitedError, SyncdError, TransientError
 from syncd.state import audits, history, pairs
 from syncd.state.outage import is_lost
 from syncd.tenants import Tenants
@@ -35,6 +36,12 @@ RUNS, CHORES = "runs", "chores"
 BEAT_SECONDS, SILENT_SECONDS, RESCUE_SECONDS = 4.0, 12.0, 3.0
 #: How often the queue is looked at though no notification came: one whose lock was held sends none.
 POLL_SECONDS = 1.0
+#: A run that was kept waiting for so long steps aside; so many may be there, each a thread that waits.
+PATIENCE_SECONDS, ASIDE = 5.0, 64
+#: How often it is looked whether a run is kept waiting.
+LOOK_SECONDS = 1.0
+#: What a run fails with whose vendor does not answer, or says that it cannot now.
+_UNANSWERED = (TransientError.__name__, RateLimitedError.__name__)
 #: A lost database is tried again after this long.
 AGAIN_SECONDS = 2.0
 
@@ -86,9 +93,14 @@ class Worker:
         *,
         beat: Callable[[], None] = lambda: None,
         on_failure: Callable[[], None] = lambda: None,
+        patience_seconds: float = PATIENCE_SECONDS,
     ):
         self._service, self._tenants, self._beat, self._on_failure = service, tenants, beat, on_failure
         self._log = structlog.get_logger()
+        self._patience = patience_seconds
+        self._aside: dict[str, asyncio.Future[None]] = {}
+        self._ailing: set[str] = set()
+        """Pairs whose vendor did not answer the last run: the next one steps aside at once."""
         self._tried: dict[tuple[str, str], datetime] = {}
         self._stop_asked = threading.Event()
         self._thread = threading.Thread(target=self._live, name="worker", daemon=True)
@@ -120,9 +132,11 @@ class Worker:
     async def _work(self) -> None:
         """Two queues side by side, so that a long audit keeps no pair waiting."""
         workers = self._service.workers
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(workers + 2, thread_name_prefix="run"))
+        asyncio.get_running_loop().set_default_executor(
+            ThreadPoolExecutor(workers + ASIDE + 2, thread_name_prefix="run")
+        )
         app = App(connector=PsycopgConnector(conninfo=_conninfo(self._service.engine), min_size=1, max_size=4))
-        app.task(name="run", queue=RUNS)(self.run)
+        app.task(name="run", queue=RUNS)(self.take)
         app.task(name="order", queue=RUNS)(self.order)
         app.task(name="chore", queue=CHORES)(self.chore)
         async with app.open_async():
@@ -158,10 +172,43 @@ class Worker:
 
     # --- the work -------------------------------------------------------------------------
 
+    async def take(self, pair: str) -> None:
+        """One scheduled run, until it ended or stepped aside: then its lease alone keeps others from the pair."""
+        if pair in self._aside or (pair in self._ailing and len(self._aside) >= ASIDE):
+            return  # the next tick asks again
+        running = asyncio.get_running_loop().run_in_executor(None, self.run, pair)
+        while not running.done():
+            is_ailing = pair in self._ailing
+            if (is_ailing or self._is_kept_waiting(pair)) and len(self._aside) < ASIDE:
+                self._step_aside(pair, running)
+                return
+            await asyncio.wait([running], timeout=LOOK_SECONDS)
+        running.result()
+
     def run(self, pair: str) -> None:
         """One scheduled run: what one pair meets never reaches another."""
-        self._each(pair, lambda t, p: run_pair(self._service, t, p, "run", is_sweep=False, visits=p.visits,
-                                               is_scheduled=True))  # fmt: skip
+        result = self._each(pair, lambda t, p: run_pair(self._service, t, p, "run", is_sweep=False, visits=p.visits,
+                                                        is_scheduled=True))  # fmt: skip
+        if result is not None and result.state == "failed" and result.error in _UNANSWERED:
+            self._ailing.add(pair)
+        else:
+            self._ailing.discard(pair)
+
+    def _is_kept_waiting(self, pair: str) -> bool:
+        tenant, _, name = pair.partition("/")
+        waits = self._service.kept_waiting(tenant, name)
+        return waits > 0 and waits >= self._patience
+
+    def _step_aside(self, pair: str, running: asyncio.Future[None]) -> None:
+        def end(ended: asyncio.Future[None]) -> None:
+            del self._aside[pair]
+            if not ended.cancelled():
+                ended.exception()  # a bug was logged where it ended the run
+
+        self._aside[pair] = running
+        running.add_done_callback(end)
+        if pair not in self._ailing:
+            self._log.info("run.stepped_aside", pair=pair)
 
     def order(self, pair: str, reason: str, plan_id: str = "", run_id: str = "") -> None:
         """What a person said on the page: ``apply`` a plan, or ``undo`` a run as a plan to be approved."""
@@ -174,16 +221,19 @@ class Worker:
 
         self._each(pair, carry_out)
 
-    def _each(self, pair_id: str, work: Callable[[TenantConfig, PairConfig], Result]) -> None:
+    def _each(self, pair_id: str, work: Callable[[TenantConfig, PairConfig], Result]) -> Result | None:
         found = self._tenants.pair(pair_id)
         if found is None:
             self._log.info("pair.unknown", pair=pair_id)
-            return
+            return None
         try:
             with watching(self._service):
-                note_outage(self._service, work(*found))
+                result = work(*found)
+                note_outage(self._service, result)
+                return result
         except SyncdError as exc:
             self._log.error("run.failed", tenant=found[0].tenant, pair=found[1].name, problem=str(exc))
+        return None
 
     def chore(self, name: str) -> None:
         """What is done beside the runs."""

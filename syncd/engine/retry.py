@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Literal, Protocol, TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+from tenacity import RetryCallState, Retrying, retry_if_exception
 
 from syncd.connector import Quota, Repeat
 from syncd.errors import DelayedError, HaltedError, RateLimitedError, TransientError, UnknownOutcomeError
@@ -25,6 +25,8 @@ T = TypeVar("T")
 ATTEMPTS = 6
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
+#: A call that was repeated for so long is given up, unless the vendor itself says when to come again.
+LONGEST_CALL_SECONDS = 90.0
 #: A vendor that asks for more patience than this is left alone until then; the run ends.
 REST_SECONDS = 300.0
 #: No vendor's window is longer: to wait for more than this, our clock must have gone back meanwhile.
@@ -97,14 +99,17 @@ class Courier:
         self.lost_answers = 0
         """Calls that may have taken effect although no answer came, whether or not they were repeated."""
         self.resting_until: datetime | None = None
+        self.waits_since: datetime | None = None
+        """Since when the run does nothing but wait, for an answer or for its turn. Any thread may ask."""
         self.ledger: Ledger | None = None
         """Where others use the same account: what of its quotas is left for this connection."""
         self._delays = 0
         """Refusals in a row of writes that are not sent again without another look."""
+        self._begun_at = patience.now()
         self._patiently = Retrying(
             retry=retry_if_exception(_may_repeat),
             wait=self._pause,
-            stop=stop_after_attempt(ATTEMPTS),
+            stop=self._is_enough,
             sleep=self._wait,
             reraise=True,
         )
@@ -142,6 +147,7 @@ class Courier:
             self._pace(bucket)
             self.on_beat()
             self.calls[effect] += 1
+            self.waits_since = self._patience.now()
             try:
                 return exchange()
             except TransientError as exc:
@@ -152,8 +158,10 @@ class Courier:
                     raise UnknownOutcomeError(str(exc)) from exc
                 raise
             finally:
+                self.waits_since = None
                 self._arrived(bucket)
 
+        self._begun_at = self._patience.now()
         try:
             return self._once(attempt) if repeat == "never" else self._patiently(attempt)
         except UnknownOutcomeError as exc:
@@ -208,15 +216,27 @@ class Courier:
 
     def _wait(self, seconds: float) -> None:
         """Sleep in slices, with a beat before each, so that a long wait loses no lease and hears a stop."""
-        while seconds > 0:
-            self.on_beat()
-            slice_ = min(seconds, SLICE_SECONDS)
-            self._patience.sleep(slice_)
-            seconds -= slice_
+        self.waits_since = self._patience.now()
+        try:
+            while seconds > 0:
+                self.on_beat()
+                slice_ = min(seconds, SLICE_SECONDS)
+                self._patience.sleep(slice_)
+                seconds -= slice_
+        finally:
+            self.waits_since = None
 
     def _take_rest(self, exc: TransientError) -> None:
         if not _may_repeat(exc):
             self.resting_until = self._patience.now() + timedelta(seconds=exc.pause_seconds or REST_SECONDS)
+
+    def _is_enough(self, state: RetryCallState) -> bool:
+        """A vendor that does not answer at all costs a minute each time, and is left to the next run sooner."""
+        exc = state.outcome.exception() if state.outcome else None
+        if state.attempt_number >= ATTEMPTS or not isinstance(exc, TransientError):
+            return True
+        spent = (self._patience.now() - self._begun_at).total_seconds()
+        return exc.pause_seconds is None and spent >= LONGEST_CALL_SECONDS
 
     def _pause(self, state: RetryCallState) -> float:
         """What the vendor asked for, else doubling with full jitter."""

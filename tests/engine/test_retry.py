@@ -71,6 +71,19 @@ def test_patience_has_an_end(courier: Courier) -> None:
     assert courier.calls["read"] == ATTEMPTS
 
 
+def test_a_vendor_that_does_not_answer_is_given_up_sooner(courier: Courier, time: Time) -> None:
+    """What takes a minute each time is tried twice: the rest of the patience is the next run's."""
+
+    def hang() -> str:
+        time.at += timedelta(seconds=60)
+        assert courier.waits_since == time.at - timedelta(seconds=60)
+        raise TransientError("no answer", is_sent=True)
+
+    with pytest.raises(TransientError, match="no answer"):
+        courier.call(hang, effect="read")
+    assert (courier.calls["read"], courier.waits_since) == (2, None)
+
+
 def test_what_the_vendor_asks_for_is_respected(courier: Courier, time: Time) -> None:
     """Retry-After counts, not our own guess."""
     courier.call(failing(RateLimitedError("429", pause_seconds=42)), effect="read")

@@ -12,7 +12,7 @@ from syncd.state import lease, pairs
 from syncd.tenants import Tenants
 from syncd.worker import SILENT_SECONDS, Queue, Worker
 from tests.cli.test_cli import Desk, desk, folder, in_step, syncd
-from tests.faults.harness import Pair, mark, writes
+from tests.faults.harness import Pair, mark, meanwhile, writes
 
 __all__ = ["desk", "folder"]
 
@@ -80,6 +80,33 @@ def test_a_worker_does_what_was_asked_and_leaves_nothing_in_the_queue(desk: Desk
     until(lambda: not jobs(desk))
     assert worker.stop(60)
     pair.assert_in_step()
+
+
+def test_a_run_whose_vendor_does_not_answer_takes_no_worker_from_the_others(desk: Desk, pair: Pair) -> None:
+    """It steps aside, is not begun a second time meanwhile, and goes on under its lease when the answer comes."""
+    other = desk.tenant("salesforce", "granit")
+    other.seed(contacts=2, deals=1)
+    in_step(other)
+    pair.hub_rename("hub1@example.com", "Late")
+    other.hub_rename("hub1@example.com", "Renamed")
+    answers = threading.Event()
+    meanwhile(pair.crm, "*", ".*", answers.wait)
+    before = last_run(desk)
+    desk.service.workers = 1
+    queue, worker = Queue(desk.service.engine), Worker(desk.service, Tenants(desk.folder), patience_seconds=0.0)
+    assert queue.wake(PAIR)
+    worker.start()
+    until(lambda: not jobs(desk))
+    begun = last_run(desk)
+    assert begun != before
+    assert queue.wake("granit/salesforce") and queue.wake(PAIR)
+    until(lambda: not jobs(desk) and other.crm_last("hub1@example.com") == "Renamed")
+    assert (last_run(desk), pairs.find(desk.service.engine, PAIR).holder is None) == (begun, False)
+    answers.set()
+    until(lambda: pairs.find(desk.service.engine, PAIR).holder is None)
+    assert worker.stop(60)
+    for each in (pair, other):
+        each.assert_in_step()
 
 
 def test_what_a_dead_worker_had_in_hand_is_done_by_another(desk: Desk, pair: Pair) -> None:

@@ -365,6 +365,16 @@ class Twins:
             real, memory = list(real), list(memory)
         assert real == memory, (name, args, named, real, memory)
 
+    def _check_stillness(self, kind: str, at: datetime, *, with_marks: bool) -> None:
+        """Of a kind in which nothing stirs there is nothing to decide, whoever is asked for it."""
+        rows = self.stores[1].rows  # the other one answers alike
+        if not rows.stirs(kind, with_marks=with_marks):
+            assert rows.unsettled(kind, 0, 9, at, with_marks=with_marks) == rows.chosen(kind) == []
+            assert rows.answered(kind, ("never", "create", "apart")) == []
+            for side in Side:
+                found = (rows.unmatched(side, kind, "", 9), rows.retired(side, kind), rows.merged_away(side, kind))
+                assert found == ([], [], [])
+
     def tell(self, name: str, *args: object) -> None:
         """A change to both, in a transaction of its own that may come to nothing."""
         self.called[name] += 1
@@ -624,6 +634,9 @@ class Twins:
         self.ask("unmatched", side, kind, self.one("0 2"), 2)
         self.ask("retired", side, kind)
         self.ask("merged_away", side, kind)
+        with_marks = self.flag()
+        self.ask("stirs", kind, with_marks=with_marks)
+        self._check_stillness(kind, at, with_marks=with_marks)
         self.ask("links", side, kind, ids)
         self.ask("link", self.number("link"))
         self.ask("linked", side, kind, ids)
