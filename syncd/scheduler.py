@@ -29,6 +29,10 @@ CHORES: Mapping[str, float] = {"audit": 60.0, "prune": 86_400.0}
 TELL_SECONDS = 15.0
 #: Another replica's tick counts as this one's if it was no longer ago than this share of the interval.
 HEARD_SHARE = 0.8
+#: A run that began within this share after this process asked for it is its own, and had to wait for a worker:
+#: then the time of asking counts, or a queue that is late once would lose every second tick. Below a half, so that
+#: two replicas never take each other's runs for their own.
+OWN_SHARE = 0.4
 
 
 class Asks(Protocol):
@@ -48,6 +52,7 @@ class Schedule:
         self._service, self._tenants, self._queue, self._beat = service, tenants, queue, beat
         self._log = structlog.get_logger()
         self._ticks: dict[str, tuple[timedelta, str]] = {}
+        self._asked: dict[str, datetime] = {}
         self.scheduler = BackgroundScheduler(
             # Who is told may be slow to answer; no tick waits for that.
             executors={"default": ThreadPoolExecutor(4), "notices": ThreadPoolExecutor(1)},
@@ -84,6 +89,7 @@ class Schedule:
         for pair_id in set(self._ticks) - set(wanted):
             self.scheduler.remove_job(f"pair {pair_id}")
             del self._ticks[pair_id]
+            self._asked.pop(pair_id, None)
             self._log.info("pair.unscheduled", pair=pair_id)
         for pair_id, pair in wanted.items():
             told = (pair.every, repr(pair.quiet))
@@ -105,9 +111,15 @@ class Schedule:
         if pair.quiet is not None and pair.quiet.covers(now):
             return False
         last = pairs.last_run_at(self._service.engine, pair_id)
+        asked = self._asked.get(pair_id)
+        if last is not None and asked is not None and _is_recent(asked, last, pair.every * OWN_SHARE):
+            last = asked
         if last is not None and _is_recent(last, now, pair.every * HEARD_SHARE):
             return False
-        return self._queue.wake(pair_id)
+        if not self._queue.wake(pair_id):
+            return False
+        self._asked[pair_id] = now
+        return True
 
     def _tell(self) -> None:
         """Tell people what is the matter, and what is over; several replicas may look at once."""

@@ -55,6 +55,20 @@ def test_a_tick_counts_for_all_replicas(desk: Desk) -> None:
     assert heard.asked == [PAIR, PAIR]
 
 
+def test_a_run_that_waited_for_a_worker_costs_its_pair_no_tick(desk: Desk) -> None:
+    """What this process asked for counts from then on, however late it began; for another replica, once it began."""
+    pair = desk.tenant("hubspot", every="30s")
+    in_step(pair)
+    one, other = (Schedule(desk.service, Tenants(desk.folder), Heard()) for _ in range(2))
+    _, config = pair.config()
+    began = pairs.last_run_at(desk.service.engine, PAIR)
+    assert began is not None
+    desk.service.now = lambda: began - timedelta(seconds=10)
+    assert one.tick(PAIR, config)
+    desk.service.now = lambda: began + timedelta(seconds=20)
+    assert (other.tick(PAIR, config), one.tick(PAIR, config)) == (False, True)
+
+
 @pytest.mark.parametrize(
     ("at", "is_quiet"), [("19:59", False), ("20:00", True), ("23:30", True), ("04:59", True), ("05:00", False)]
 )
