@@ -39,19 +39,20 @@ class Quota(Protocol):
 @dataclass(slots=True)
 class _Slice:
     id: str
+    size: int
     left: int
     seconds: float
     fit_until: datetime
     used_at: datetime | None = None
 
     def give_back(self, tx: Connection) -> None:
-        """What was not used at once, the rest when it has left the vendor's window."""
+        """What was not used at once, or runs that make few calls each would eat up the share; the rest in time."""
         row = s.budget.c.holder == self.id
         if self.used_at is None:
             tx.execute(delete(s.budget).where(row))
         else:
             until = self.used_at + timedelta(seconds=self.seconds)
-            tx.execute(update(s.budget).where(row).values(leased_until=until))
+            tx.execute(update(s.budget).where(row).values(slice=self.size - self.left, leased_until=until))
 
 
 class Budget:
@@ -115,10 +116,11 @@ class Budget:
             if free < lacks:
                 return max(0.05, float((first - at).total_seconds()))
             window = timedelta(seconds=quota.seconds)
-            taken = _Slice(self._new_id(), min(free, max(lacks, most // SLICES)), quota.seconds, at + window)
+            size = min(free, max(lacks, most // SLICES))
+            taken = _Slice(self._new_id(), size, size, quota.seconds, at + window)
             tx.execute(
                 insert(s.budget).values(
-                    credential=self._account, bucket=quota.bucket, holder=taken.id, slice=taken.left,
+                    credential=self._account, bucket=quota.bucket, holder=taken.id, slice=size,
                     leased_until=at + 2 * window,
                 )
             )  # fmt: skip

@@ -84,6 +84,16 @@ def test_what_is_not_used_goes_back_and_a_dead_holder_keeps_nothing(budgets: lis
     assert budgets[0].room(QUOTA, 1, NOW - timedelta(days=1)) == 0.0
 
 
+def test_many_short_runs_in_a_row_use_what_they_call_and_no_more(budgets: list[Budget], engine: Engine) -> None:
+    """A run that takes a slice and needs one call of it leaves the rest to the next, at once."""
+    for number in range(50):
+        assert budgets[number % 3].room(QUOTA, 1, NOW) == 0.0
+        budgets[number % 3].spend("default", NOW)
+        budgets[number % 3].settle()
+    assert held(engine) == 50
+    assert budgets[0].room(QUOTA, 1, NOW) > 0
+
+
 def test_accounts_and_buckets_are_apart(budgets: list[Budget], engine: Engine) -> None:
     """What one account or bucket uses up is nothing to another."""
     assert budgets[0].room(QUOTA, 50, NOW) == 0.0
