@@ -8,7 +8,7 @@ BIN := .venv/bin
 TESTS := $(BIN)/python -m pytest -n $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)") \
   --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test check bench simulate unprotected mutants kills soak crowd lock clean
+.PHONY: setup demo test check bench simulate unprotected mutants kills soak crowd screenshots lock clean
 
 setup: .venv/.ready
 
@@ -53,6 +53,9 @@ soak: setup ## three replicas under edits, killed and paused in turn, for ten mi
 
 crowd: setup ## two hundred tenants on one process, three of them ill; ARGS="--tenants 20 --minutes 1" for a taste
 	@$(BIN)/python -m tests.soak.crowd $(ARGS)
+
+screenshots: setup ## every page of the operator's page as pictures, by day and by night, into build/screenshots; needs Chromium
+	SCREENSHOTS=build/screenshots $(BIN)/python -m pytest tests/web/test_browser.py -k every_screen $(ARGS)
 
 lock: export CUSTOM_COMPILE_COMMAND = make lock
 lock: ## pin every dependency anew, with hashes and without index addresses
