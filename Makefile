@@ -8,7 +8,7 @@ BIN := .venv/bin
 TESTS := $(BIN)/python -m pytest -n $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)") \
   --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test check bench simulate unprotected mutants kills soak crowd screenshots lock clean
+.PHONY: setup demo test check bench simulate unprotected mutants kills soak crowd screenshots latency lock clean
 
 setup: .venv/.ready
 
@@ -33,6 +33,9 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.backfill
+
+latency: setup ## how long a change takes by its webhook; ARGS="--edits 5 --projects 40"
+	$(BIN)/python -m benchmarks.webhooks $(ARGS)
 
 SEEDS ?= 1..200
 STEPS ?= 200
