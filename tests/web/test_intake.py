@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 
 from connectors.hubspot.emulator import HubSpotEmulator
 from syncd.config import Configuration, WebConfig, load
+from syncd.connector import Delivery
 from syncd.core.model import Side
 from syncd.state import deliveries, pairs, privacy
 from syncd.state import schema as s
@@ -306,6 +307,93 @@ def test_while_the_database_is_down_the_sender_is_asked_to_come_again(desk: Desk
     assert (answer.status_code, answer.headers["retry-after"], desk.woken) == (503, "30", [])
     forged = TestClient(app).post("/webhooks/nordhaus/propstreet", content=b"{}", headers=dict(delivery.headers))
     assert forged.status_code == 401, "what is not proved costs the database nothing"
+
+
+# --- each of the three --------------------------------------------------------------------
+
+VENDORS = ("propstreet", "hubspot", "salesforce")
+
+
+def genuine(desk: Desk, vendor: str, number: int = 1, *, late: float = 0.0, pad: int = 0) -> Delivery:
+    """What a vendor sends of one event of several, ``late`` seconds ago, as its contract says that it is proved."""
+    at = desk.clock() - timedelta(seconds=late)
+    if vendor == "propstreet":
+        return from_propstreet({**EDIT, "padding": "x" * pad}, at=at, id_=f"msg_{number}")
+    if vendor == "hubspot":
+        said = event("deal.propertyChange", objectId=5, eventId=number, propertyValue="x" * pad)
+        return from_hubspot([said], at=at, url=f"{PUBLIC}/webhooks/nordhaus/hubspot")
+    return from_salesforce(message(f"04l00000000000{number}AAA") + b" " * pad)
+
+
+def forgeries(delivery: Delivery, vendor: str) -> list[Delivery]:
+    """What somebody sends who has seen a delivery and not the secret."""
+    if vendor == "salesforce":  # it signs nothing: the secret is all
+        bare = delivery.url.partition("?")[0]
+        return [
+            replace(delivery, url=bare + query) for query in ("", "?secret=", f"?secret={'t' * 32}", "?Secret=" + LONG)
+        ]
+    name = {"propstreet": "webhook-signature", "hubspot": "x-hubspot-signature-v3"}[vendor]
+    mark = delivery.headers[name]
+    return [
+        replace(delivery, body=delivery.body + b" "),
+        replace(delivery, headers={}),
+        *(
+            replace(delivery, headers={**delivery.headers, name: each})
+            for each in ("", mark[:-3] + "AA=", mark.lower())
+        ),
+    ]
+
+
+def left(desk: Desk) -> tuple[list[str], int, list[Any], dict[str, int]]:
+    return desk.woken, desk.known(), desk.dirty(), desk.hints()
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_a_forgery_is_refused_whoevers_name_it_bears(desk: Desk, vendor: str) -> None:
+    """Body, signature and secret are tried in turn; nothing is kept and nobody woken. The genuine one is taken then."""
+    for forged in forgeries(genuine(desk, vendor), vendor):
+        answer = desk.send(vendor, forged)
+        assert (answer.status_code, answer.content) == (401, b"")
+    assert left(desk) == ([], 0, [], {})
+    assert desk.send(vendor, genuine(desk, vendor)).status_code == 200
+    assert desk.woken
+
+
+@pytest.mark.parametrize("seconds", [301, -301])
+@pytest.mark.parametrize("vendor", ["propstreet", "hubspot"])
+def test_what_was_signed_outside_of_the_window_is_refused(desk: Desk, vendor: str, seconds: float) -> None:
+    """Too old, or of the future. Salesforce signs no time: what it sends again is known by its ids, see below."""
+    assert desk.send(vendor, genuine(desk, vendor, late=seconds)).status_code == 401
+    assert left(desk) == ([], 0, [], {})
+    assert desk.send(vendor, genuine(desk, vendor, late=seconds * 299 / 301)).status_code == 200
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_what_was_recorded_and_is_sent_once_more_does_nothing(desk: Desk, vendor: str) -> None:
+    """Byte for byte, while it still counts as fresh; of Salesforce also a day later."""
+    delivery = genuine(desk, vendor)
+    assert desk.send(vendor, delivery).status_code == 200
+    before = (list(desk.woken), *left(desk)[1:])
+    desk.clock.advance(86_400 if vendor == "salesforce" else 200)
+    assert desk.send(vendor, delivery).status_code == 200
+    assert left(desk) == before
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_what_is_genuine_and_too_large_is_not_read(desk: Desk, vendor: str) -> None:
+    """A proof buys nobody more than the limit."""
+    assert desk.send(vendor, genuine(desk, vendor, pad=intake.MOST_BYTES)).status_code == 413
+    assert left(desk) == ([], 0, [], {})
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_the_older_word_may_come_after_the_newer(desk: Desk, vendor: str) -> None:
+    """Each is heard, whenever it was sent within the window; all say no more than that it is time to look."""
+    for number, late in ((3, 0), (1, 200), (2, 100)):
+        assert desk.send(vendor, genuine(desk, vendor, number, late=late)).status_code == 200
+    assert desk.known() == 3
+    assert set(desk.woken) == set(desk.woken[: len(desk.woken) // 3])
+    assert {row[2] for row in desk.dirty()} == ({"5"} if vendor == "hubspot" else set())
 
 
 # --- who is left alone ----------------------------------------------------------------------
