@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -353,6 +354,10 @@ def tab_to(page: Page, is_it: Callable[[dict[str, Any]], bool], *, most: int = 2
     raise AssertionError(f"never reached: {stops}")
 
 
+def stands_at(place: int, stop: dict[str, Any]) -> bool:
+    return bool(stop["place"] == place)
+
+
 def test_the_first_tab_leads_past_the_bar_on_top(operator: Page) -> None:
     operator.goto("/runs")
     operator.keyboard.press("Tab")
@@ -456,7 +461,7 @@ def test_everything_on_every_page_is_reached_by_tab_in_its_order_and_seen_there(
             continue
         operator.goto(path)
         visible = operator.locator(REACHABLE).evaluate_all(VISIBLE)
-        stops = tab_to(operator, lambda stop, last=visible[-1]: stop["place"] == last)
+        stops = tab_to(operator, partial(stands_at, visible[-1]))
         assert [stop["place"] for stop in stops if stop["place"] >= 0] == visible, name
         assert [stop for stop in stops if not stop["isSeen"]] == [], name
 
