@@ -47,7 +47,7 @@ class People:
         self._over = threading.Event()
         self._threads = [
             threading.Thread(target=self._steadily, args=each, daemon=True)
-            for each in ((pause_seconds, self._edit), (0.5, self.look))
+            for each in ((pause_seconds, self._anywhere), (0.5, self.look))
         ]
         self.waiting: dict[tuple[int, str], Edit] = {}
         self.seen: list[tuple[Edit, float]] = []
@@ -74,8 +74,11 @@ class People:
         while not self._over.wait(seconds):
             act()
 
-    def _edit(self) -> None:
-        number = self._random.randrange(len(self._pairs))
+    def _anywhere(self) -> None:
+        self.edit(self._random.randrange(len(self._pairs)))
+
+    def edit(self, number: int) -> None:
+        """Somebody of this pair edits."""
         pair, who = self._pairs[number], self._random.randrange(CONTACTS)
         is_hub = self._random.random() < 0.5
         # A contact is edited where it was made, so that the last edit must win.

@@ -164,6 +164,10 @@ def live(line: Connection, home: Path, tenants: int, every: str, seed: int, edit
         town.count()
         return Seen(people.edits, list(people.seen), list(people.waiting.values()), dict(town.calls))
 
+    def hang(number: int) -> None:
+        town.hang(number)
+        people.edit(number)  # so that something waits for its return
+
     def poison(number: int) -> None:
         people.left_alone.add((number, POISONED))
         people.waiting.pop((number, POISONED), None)
@@ -175,7 +179,7 @@ def live(line: Connection, home: Path, tenants: int, every: str, seed: int, edit
 
     does: Mapping[str, Callable[..., Any]] = {
         "edit": people.__enter__, "rest": people.rest, "seen": seen, "apart": apart, "poison": poison,
-        "hang": town.hang, "answer": town.answer, "revoke": town.revoke,
+        "hang": hang, "answer": town.answer, "revoke": town.revoke,
     }  # fmt: skip
     line.send("ready")
     while True:
