@@ -1366,7 +1366,7 @@ class ServiceConfig(_Strict):
     )
     data_dir: Path | None = Field(default=None, description="Where local data lives. Default: the platform's folder.")
     tenants: Path = Field(default=FOLDER, description="The folder of tenant files.")
-    workers: int = Field(default=16, ge=1, le=64, description="How many pairs run at once.")
+    workers: int = Field(default=12, ge=1, le=64, description="How many pairs run at once.")
     grace: Duration = Field(
         default=timedelta(seconds=30),
         description="How long runs in hand may take to settle their last call after SIGTERM.",

@@ -95,7 +95,7 @@ class Service:
     random: Random = field(default_factory=Random)
     new_id: Callable[[], str] = _new_id
     holder: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
-    workers: int = 16
+    workers: int = 12
     retention: privacy.Retention = field(default_factory=privacy.Retention)
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set it, and every run ends before its next call; what it has in hand is settled."""
@@ -188,7 +188,7 @@ def database(url: str) -> Engine:
         raise ConfigError("SYNCD_DATABASE_URL must be a PostgreSQL URL: postgresql://USER:PASSWORD@HOST/DATABASE")
     # Mostly ten do; a run holds one more for each listing that it is in the middle of, however slow the vendor.
     engine = create_engine(
-        url, pool_size=10, max_overflow=30, hide_parameters=True, connect_args={"connect_timeout": 10}
+        url, pool_size=10, max_overflow=20, hide_parameters=True, connect_args={"connect_timeout": 10}
     )
     _ping_rested(engine)
     return engine

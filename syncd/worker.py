@@ -37,7 +37,7 @@ BEAT_SECONDS, SILENT_SECONDS, RESCUE_SECONDS = 4.0, 12.0, 3.0
 #: How often the queue is looked at though no notification came: one whose lock was held sends none.
 POLL_SECONDS = 1.0
 #: A run that was kept waiting for so long steps aside; so many may be there, each a thread that waits.
-PATIENCE_SECONDS, ASIDE = 5.0, 64
+PATIENCE_SECONDS, ASIDE = 5.0, 16
 #: How often it is looked whether a run is kept waiting.
 LOOK_SECONDS = 1.0
 #: What a run fails with whose vendor does not answer, or says that it cannot now.
