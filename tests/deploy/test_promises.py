@@ -15,6 +15,7 @@ SORTS: Final = {
     "engine": ("tests/engine", "tests/state"),
     "deaths": ("tests/kills",),
     "vendors": ("tests/connectors", "tests/faults", "syncd/testing"),
+    "service": ("tests/service", "tests/web"),
     "people": ("tests/stories", "tests/cli", "tests/privacy", "tests/benchmarks"),
 }
 CHECKER: Final = re.compile(r"`([\w/]+\.py)::(\w+)`")
