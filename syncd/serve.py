@@ -83,7 +83,7 @@ def running(
     with ExitStack() as stack:
         if parts.web:
             site = Site(service, tenants.now, daemon.queue.wake, settings.web, vitals=vitals, order=daemon.queue.order)
-            daemon.url = stack.enter_context(_listening(application(site), settings.web))
+            daemon.url = stack.enter_context(listening(application(site), _door(settings.web)))
         if parts.worker:
             worker.start()
         schedule = Schedule(service, tenants, daemon.queue, beat=lambda: vitals.beat("scheduler"))
@@ -129,9 +129,8 @@ def _door(settings: WebConfig) -> socket.socket:
 
 
 @contextmanager
-def _listening(app: Starlette, settings: WebConfig) -> Iterator[str]:
-    """The web side in a thread of its own."""
-    door = _door(settings)
+def listening(app: Starlette, door: socket.socket) -> Iterator[str]:
+    """A web side in a thread of its own; yields where it listens."""
     # What uvicorn logs of a request would name addresses and refs; what matters is logged by the parts.
     server = uvicorn.Server(
         uvicorn.Config(

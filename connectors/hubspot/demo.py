@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
+from typing import Final
 
 from connectors.hubspot.emulator import HubSpotEmulator
-from syncd.testing.portfolio import Portfolio
+from syncd.core.mapping import UnfitValueError
+from syncd.testing.portfolio import STAGE_IS_THEIRS, Cell, Portfolio, amount, grouped
 
+#: Kind -> its collection, and the property of each field that the demo shows.
+_SHOWN: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
+    "contact": (
+        "contacts",
+        {
+            "first_name": "firstname",
+            "last_name": "lastname",
+            "phone": "mobilephone",
+            "job_title": "jobtitle",
+            "strategy": "propstreet_strategy",
+        },
+    ),
+    "deal": ("deals", {"name": "dealname", "amount": "amount", "stage": "dealstage"}),
+}
 _STAGES = ("appointmentscheduled", "presentationscheduled", "contractsent")
 
 
 class DemoHubSpot(HubSpotEmulator):
     """A portal in use for some years: duplicates, formatting of all sorts, deals of other business."""
+
+    title = "HubSpot"
 
     def seed(self, portfolio: Portfolio, refs: Mapping[str, Mapping[int, str]]) -> Mapping[int, str]:
         firms: dict[int, str] = {}
@@ -48,9 +66,38 @@ class DemoHubSpot(HubSpotEmulator):
                 self.associate("deals", deals[investor.project], "contacts", persons[investor.person])
         return {index: id_ for index, id_ in deals.items() if portfolio.projects[index].in_crm == "linked"}
 
-    def retouch(self, contact: str, name: str, value: str) -> None:
-        natives = {"strategy": "propstreet_strategy", "phone": "mobilephone"}
-        self.edit("contacts", contact, {natives[name]: value})
+    def shown(self, kind: str, id_: str) -> Sequence[Cell]:
+        type_, natives = _SHOWN[kind]
+        held = self.get(type_, id_)
+        if held is None:
+            return ()
+        cells = []
+        for field, native in natives.items():
+            value = held.get(native, "")
+            if field == "amount":
+                cells.append(
+                    Cell(field, f"{native}, {held.get('deal_currency_code') or self.currency}", grouped(value))
+                )
+            elif field == "stage":
+                labels = {stage["id"]: stage["label"] for each in self.pipelines for stage in each["stages"]}
+                cells.append(Cell(field, native, labels.get(value, value), closed=STAGE_IS_THEIRS))
+            else:
+                cells.append(Cell(field, native, value))
+        return cells
+
+    def retouch(self, kind: str, id_: str, field: str, value: str) -> None:
+        type_, natives = _SHOWN[kind]
+        if field == "stage":
+            raise UnfitValueError(STAGE_IS_THEIRS)
+        if field == "amount" and value:
+            value = f"{amount(value):f}"
+        if field == "name" and not value.strip():
+            raise UnfitValueError("A deal needs a name.")
+        self.edit(type_, id_, {natives[field]: value})
+
+    def send_to(self, url: str, secret: str) -> bool:
+        self.deliver_to(url, secret)
+        return True
 
     def tinker(self, random: Random) -> str:
         choice = random.randrange(3)

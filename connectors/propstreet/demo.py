@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Any
+from typing import Any, Final
 
-from connectors.propstreet.emulator import PropstreetEmulator
-from syncd.core.mapping import iso_z
-from syncd.testing.portfolio import Investor, Portfolio
+from connectors.propstreet.emulator import PropstreetEmulator, Stored
+from syncd.core.mapping import UnfitValueError, iso_z
+from syncd.testing.emulator import Now
+from syncd.testing.portfolio import Cell, Investor, Portfolio, amount, grouped
+
+
+#: What the demo shows of a contact.
+_CONTACT: Final = {
+    "first_name": "firstName", "last_name": "lastName", "phone": "phone", "strategy": "strategy",
+}  # fmt: skip
+_STAGES: Final = (
+    ("", "none"),
+    ("property_added", "property added"),
+    ("drafting", "drafting"),
+    ("published", "published"),
+    ("verified", "verified"),
+    ("communicated", "communicated"),
+)
 
 
 class DemoPropstreet(PropstreetEmulator):
     """A broker's account: network, projects in all stages, investors added by hand and matched by teasers."""
+
+    title = "Propstreet"
+
+    def __init__(self, *, now: Now) -> None:
+        super().__init__(now=now)
+        self.webhooks.is_local = True
 
     def seed(self, portfolio: Portfolio, refs: Mapping[str, Mapping[int, str]]) -> Mapping[int, str]:
         firms: dict[int, str] = {}
@@ -89,8 +110,51 @@ class DemoPropstreet(PropstreetEmulator):
                 prospect["teaser"]["acceptedUtc"] = iso_z(investor.accepted)
         self.add("prospects", prospect, parent=projects[investor.project])
 
-    def retouch(self, contact: str, name: str, value: str) -> None:
-        self.edit("contacts", contact, {name: value or None})
+    def shown(self, kind: str, id_: str) -> Sequence[Cell]:
+        with self.lock:
+            held = self.get("contacts" if kind == "contact" else "projects", id_)
+            if held.get("deletedUtc") is not None:
+                return ()
+            return self._contact_cells(held) if kind == "contact" else _deal_cells(held)
+
+    def _contact_cells(self, held: Mapping[str, Any]) -> list[Cell]:
+        cells = [Cell(field, native, held.get(native) or "") for field, native in _CONTACT.items()]
+        link = self._employment(held["id"])
+        if link is not None:
+            job = Cell("job_title", "links.jobTitle", link.fields.get("jobTitle") or "", of=("employment", link.id))
+            cells.insert(-1, job)
+        return cells
+
+    def _employment(self, contact: str) -> Stored | None:
+        """Where somebody works first of all."""
+        links = self._links_of("contactId", contact)
+        return min(links, key=lambda link: not link.fields.get("isPrimary"), default=None)
+
+    def retouch(self, kind: str, id_: str, field: str, value: str) -> None:
+        with self.lock:
+            link = self._employment(id_) if field == "job_title" else None
+            if link is not None:
+                self.edit("links", link.id, {"jobTitle": value or None})
+            elif kind == "contact":
+                self.edit("contacts", id_, {_CONTACT[field]: value or None})
+            else:
+                self.edit("projects", id_, self._project_edit(id_, field, value))
+
+    def _project_edit(self, id_: str, field: str, value: str) -> Mapping[str, Any]:
+        held = self.get("projects", id_)
+        if field == "amount":
+            price = held.get("price") or {"currency": "SEK", "scale": "millions"}
+            return {"price": {**price, "value": float(amount(value))} if value else None}
+        if field == "stage":
+            if value and value not in dict(_STAGES):
+                raise UnfitValueError("Propstreet knows no such stage.")
+            return {"teaser": {**(held.get("teaser") or {}), "stage": value or None}}
+        if not value.strip():
+            raise UnfitValueError("A project needs a name.")
+        return {"name": value}
+
+    def send_to(self, url: str, secret: str) -> bool:
+        return False  # ordered by its API, as ``syncd webhooks register`` does
 
     def tinker(self, random: Random) -> str:
         open_ids = [each["id"] for each in self.all("projects") if each.get("status") == "open"]
@@ -110,3 +174,14 @@ class DemoPropstreet(PropstreetEmulator):
         id_ = random.choice(self.all("contacts"))["id"]
         self.edit("contacts", id_, {"strategy": random.choice(("Logistik", "Kontor core", "Bostäder"))})
         return f"a new strategy for contact {id_}"
+
+
+def _deal_cells(held: Mapping[str, Any]) -> list[Cell]:
+    price = held.get("price") or {"currency": "SEK", "scale": "millions"}
+    scale = "" if price["scale"] == "none" else f"{price['scale']} "
+    stage = (held.get("teaser") or {}).get("stage") or ""
+    return [
+        Cell("name", "name", held.get("name") or ""),
+        Cell("amount", f"price, {scale}{price['currency']}", grouped(price.get("value"))),
+        Cell("stage", "teaser.stage", stage, choices=_STAGES),
+    ]

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 from connectors.salesforce.emulator import SalesforceEmulator
-from syncd.testing.portfolio import Portfolio
+from syncd.core.mapping import UnfitValueError
+from syncd.testing.portfolio import STAGE_IS_THEIRS, Cell, Portfolio, amount, grouped
+
+#: Kind -> its object, and the native field of each that the demo shows.
+_SHOWN: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = {
+    "contact": (
+        "Contact",
+        {
+            "first_name": "FirstName",
+            "last_name": "LastName",
+            "phone": "MobilePhone",
+            "job_title": "Title",
+            "strategy": "Propstreet_Strategy__c",
+        },
+    ),
+    "deal": ("Opportunity", {"name": "Name", "amount": "Amount", "stage": "StageName"}),
+}
 
 
 class DemoSalesforce(SalesforceEmulator):
     """An org in use for some years: duplicates, formatting of all sorts, opportunities of other business."""
+
+    title = "Salesforce"
 
     def seed(self, portfolio: Portfolio, refs: Mapping[str, Mapping[int, str]]) -> Mapping[int, str]:
         firms: dict[int, str] = {}
@@ -57,9 +75,33 @@ class DemoSalesforce(SalesforceEmulator):
                 )
         return {index: id_ for index, id_ in deals.items() if portfolio.projects[index].in_crm == "linked"}
 
-    def retouch(self, contact: str, name: str, value: str) -> None:
-        natives = {"strategy": "Propstreet_Strategy__c", "phone": "MobilePhone"}
-        self.edit("Contact", contact, {natives[name]: value})
+    def shown(self, kind: str, id_: str) -> Sequence[Cell]:
+        sobject, natives = _SHOWN[kind]
+        held = self.get(sobject, id_)
+        if held["IsDeleted"]:
+            return ()
+        cells = []
+        for field, native in natives.items():
+            value = held.get(native)
+            if field == "amount":
+                cells.append(Cell(field, f"{native}, {self.currency}", grouped(value)))
+            elif field == "stage":
+                cells.append(Cell(field, native, value or "", closed=STAGE_IS_THEIRS))
+            else:
+                cells.append(Cell(field, native, value or ""))
+        return cells
+
+    def retouch(self, kind: str, id_: str, field: str, value: str) -> None:
+        sobject, natives = _SHOWN[kind]
+        if field == "stage":
+            raise UnfitValueError(STAGE_IS_THEIRS)
+        if field in ("name", "last_name") and not value.strip():
+            raise UnfitValueError("Salesforce needs a name.")
+        entered: object = float(amount(value)) if field == "amount" and value else value or None
+        self.edit(sobject, id_, {natives[field]: entered})
+
+    def send_to(self, url: str, secret: str) -> bool:
+        return False  # this emulator has no outbound messages
 
     def tinker(self, random: Random) -> str:
         if random.random() < 0.6:

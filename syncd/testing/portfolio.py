@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from random import Random
 from typing import Final, Protocol
+
+from syncd.core.mapping import UnfitValueError
 
 _FIRST: Final = (
     "Anna Erik Maria Lars Karin Anders Sara Johan Emma Per Eva Nils Lena Olof Ingrid Karl Birgitta Mats Elin Gustav "
@@ -105,8 +107,27 @@ class Portfolio:
     investors: tuple[Investor, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One field of a record as a person sees it in that system.
+
+    ``field`` is what both systems know it by, ``label`` this one's own word. ``closed`` says why
+    nobody writes it here; ``choices`` are the only values it takes, each with what it is called.
+    ``of`` is where it hangs, kind and id, if that is another record: a job title, on an employment.
+    """
+
+    field: str
+    label: str
+    value: str
+    closed: str = ""
+    choices: Sequence[tuple[str, str]] = ()
+    of: tuple[str, str] | None = None
+
+
 class Seeded(Protocol):
-    """What an emulator brings for the demo beside its vendor's behaviour."""
+    """What an emulator brings for the demo beside its vendor's behaviour. ``title`` is what people call the vendor."""
+
+    title: str
 
     def seed(self, portfolio: Portfolio, refs: Mapping[str, Mapping[int, str]]) -> Mapping[int, str]:
         """Fill the empty system with its side of the portfolio, as people would have.
@@ -116,8 +137,19 @@ class Seeded(Protocol):
         """
         ...
 
-    def retouch(self, contact: str, name: str, value: str) -> None:
-        """Change a contact's ``strategy`` or ``phone`` as a person would; empty text empties it."""
+    def shown(self, kind: str, id_: str) -> Sequence[Cell]:
+        """Some fields of a contact or a deal as the system holds them now; none of a record that is gone."""
+        ...
+
+    def retouch(self, kind: str, id_: str, field: str, value: str) -> None:
+        """Change a field that is shown, as a person would; empty text empties it.
+
+        Raises UnfitValueError for what this system lets nobody enter.
+        """
+        ...
+
+    def send_to(self, url: str, secret: str) -> bool:
+        """Send webhooks there from now on, as a person sets it up; False if that cannot be had."""
         ...
 
     def tinker(self, random: Random) -> str:
@@ -135,6 +167,26 @@ def make(seed: int, *, projects: int = 40, persons: int = 300, firms: int = 80, 
     return Portfolio(
         all_firms, all_persons, all_projects, _investors(random, all_persons, all_firms, projects, investors, now)
     )
+
+
+#: Why a CRM's stage is shown and not changed.
+STAGE_IS_THEIRS: Final = "Propstreet decides the stage: it travels to the CRM and never back."
+
+
+def amount(text: str) -> Decimal:
+    """A number as people type it. Raises UnfitValueError."""
+    plain = re.sub(r"[\s,']", "", text)
+    if not re.fullmatch(r"\d{1,15}(\.\d{1,3})?", plain):
+        raise UnfitValueError("That is no amount. Write it like 124.5 or 12,400,000.")
+    return Decimal(plain)
+
+
+def grouped(value: object) -> str:
+    """A number as people read it."""
+    if value in (None, ""):
+        return ""
+    number = Decimal(str(value))
+    return f"{number:,f}" if number != number.to_integral_value() else f"{int(number):,}"
 
 
 def slug(text: str) -> str:

@@ -36,6 +36,7 @@ from syncd.serve import Parts, running
 from syncd.state import desk, embedded, migrate
 from syncd.state import schema as s
 from syncd.testing import portfolio
+from syncd.web import ordering
 from syncd.wiring import PROPSTREET, Result, Service, check_pair, database, run_pair
 
 #: Tenant -> the connectors of its pairs.
@@ -46,7 +47,10 @@ TENANTS: Mapping[str, tuple[str, ...]] = {
 }
 MOST_RUNS = 6
 EDIT_SECONDS = 20
-SYNC_SECONDS = 5
+#: How often a pair looks whose two systems both send webhooks, and one where only looking tells.
+TOLD_SECONDS, SYNC_SECONDS = 30, 5
+#: Quiet projects that a run visits for their prospects: webhooks bring those that moved to the front.
+VISITS = 3
 #: A field that only Propstreet knows at first, so that nobody disagrees about it before people edit.
 HELD = {"contact": {"fields": {"strategy": {"policy": "both", "conflict": "hold"}}}}
 
@@ -115,14 +119,20 @@ def emulator_of(connector: str) -> type[Any]:
     raise ConfigError(f"the connector {connector!r} brings no emulator")
 
 
-def build(service: Service, folder: Path, seed: int, names: Sequence[str] = tuple(TENANTS)) -> World:
+def build(
+    service: Service,
+    folder: Path,
+    seed: int,
+    names: Sequence[str] = tuple(TENANTS),
+    make: Callable[..., portfolio.Portfolio] = portfolio.make,
+) -> World:
     """Start and seed the systems of the named tenants, and write the tenants' files that reach them."""
     folder.mkdir(parents=True)
     world = World(folder)
     for number, (tenant, connectors) in enumerate(TENANTS.items()):
         if tenant not in names:
             continue
-        stuff = portfolio.make(seed + number, now=service.now())
+        stuff = make(seed + number, now=service.now())
         document: dict[str, Any] = {"tenant": tenant, "pairs": []}
         refs: dict[str, Mapping[int, str]] = {}
         for connector in (*connectors, PROPSTREET):
@@ -130,7 +140,11 @@ def build(service: Service, folder: Path, seed: int, names: Sequence[str] = tupl
             url = emulator.start()
             refs[connector] = emulator.seed(stuff, dict(refs))
             world.emulators[tenant, connector] = emulator
-            connection = {"base_url": url, "auth": _secrets(folder, tenant, connector, emulator.auth)}
+            secret = _webhook_secret(folder, tenant, connector)
+            connection = {
+                "base_url": url, "auth": _secrets(folder, tenant, connector, emulator.auth),
+                "webhooks": {"secret": {"file": str(secret)}},
+            }  # fmt: skip
             if connector == PROPSTREET:
                 document[PROPSTREET] = connection
             else:
@@ -138,7 +152,7 @@ def build(service: Service, folder: Path, seed: int, names: Sequence[str] = tupl
                 document["pairs"].append(
                     {
                         "connector": connector, **connection, **login, "every": f"{SYNC_SECONDS}s",
-                        "share_of_quota": 1.0,
+                        "share_of_quota": 1.0, "visits": VISITS,
                         "kinds": {
                             "deal_contact": {"deletes": {"to_propstreet": "archive", "to_crm": "archive"}}, **HELD
                         },
@@ -157,6 +171,28 @@ def _secrets(folder: Path, tenant: str, connector: str, auth: Mapping[str, str])
         file.chmod(0o600)
         found[name] = {"file": str(file)}
     return found
+
+
+def _webhook_secret(folder: Path, tenant: str, connector: str) -> Path:
+    """Where the secret of a connection's webhooks is kept, once there is one."""
+    return folder.parent / f"{tenant}-{connector}-webhooks"
+
+
+def order_webhooks(service: Service, world: World, url: str) -> None:
+    """Have every system that can send its webhooks to the daemon at ``url``; pairs that are told of all look less often."""
+    for tenant in load(world.folder).tenants:
+        ordering.register(service, tenant, url)
+        document = yaml.safe_load(tenant.file.read_text())
+        for pair, told in zip(tenant.pairs, document["pairs"], strict=True):
+            secret = service.new_id()
+            if world.emulators[tenant.tenant, pair.connector].send_to(
+                f"{url}/webhooks/{tenant.tenant}/{pair.name}", secret
+            ):
+                place = _webhook_secret(world.folder, tenant.tenant, pair.connector)
+                place.write_text(secret)
+                place.chmod(0o600)
+                told["every"] = f"{TOLD_SECONDS}s"
+        tenant.file.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
 
 
 # --- to convergence -----------------------------------------------------------------------
@@ -274,17 +310,17 @@ def people(service: Service, world: World) -> None:
     hub, portal, org = world.emulators[one, PROPSTREET], world.emulators[one, crm], world.emulators[two, other]
     contacts = _contacts(service, f"{one}/{crm}")
     for _, theirs in contacts[5:13]:
-        portal.retouch(theirs, "strategy", "Kontor, import 2026")
+        portal.retouch("contact", theirs, "strategy", "Kontor, import 2026")
     _run(service, world, one)
     for (ours, theirs), (here, there) in zip(contacts, _APART, strict=False):
-        hub.retouch(ours, "strategy", here)
-        portal.retouch(theirs, "strategy", there)
+        hub.retouch("contact", ours, "strategy", here)
+        portal.retouch("contact", theirs, "strategy", there)
     ours, theirs = contacts[4]
-    portal.retouch(theirs, "phone", "070-174 06 91")
-    hub.retouch(ours, "phone", "+46701740690")
+    portal.retouch("contact", theirs, "phone", "070-174 06 91")
+    hub.retouch("contact", ours, "phone", "+46701740690")
     _run(service, world, one)
     for _, theirs in _contacts(service, f"{two}/{other}")[:40]:
-        org.retouch(theirs, "strategy", "")
+        org.retouch("contact", theirs, "strategy", "")
     _run(service, world, two)
 
 
@@ -337,6 +373,7 @@ def _stay(service: Service, world: World, seed: int, say: Callable[[str], None])
     """Keep syncing while people edit, and say what travelled, until interrupted."""
     random = Random(seed)  # noqa: S311 - edits in a demo
     settings, token = _page(service, world.folder.parent)
+    order_webhooks(service, world, f"http://127.0.0.1:{settings.web.port}")
     with running(service, world.folder, settings, Parts(), over=threading.Event()) as daemon:
         say(f"\nThe operator's page: {daemon.url}   sign on with the token {token}")
         say(f"Now the daemon keeps running, and somebody edits every {EDIT_SECONDS} s. Stop it with Ctrl-C.\n")
