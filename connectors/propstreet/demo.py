@@ -11,7 +11,6 @@ from syncd.core.mapping import UnfitValueError, iso_z
 from syncd.testing.emulator import Now
 from syncd.testing.portfolio import Cell, Investor, Portfolio, amount, grouped
 
-
 #: What the demo shows of a contact.
 _CONTACT: Final = {
     "first_name": "firstName", "last_name": "lastName", "phone": "phone", "strategy": "strategy",

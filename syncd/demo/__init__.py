@@ -15,8 +15,8 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -30,13 +30,15 @@ from sqlalchemy import select
 from syncd.config import PairConfig, ServiceConfig, TenantConfig, load
 from syncd.core.mapping import show, thaw
 from syncd.core.model import KINDS, Side
+from syncd.demo.page import DemoPage
 from syncd.errors import ConfigError, SyncdError
 from syncd.report import print_result
-from syncd.serve import Parts, running
+from syncd.serve import Parts, listening, running
 from syncd.state import desk, embedded, migrate
 from syncd.state import schema as s
 from syncd.testing import portfolio
 from syncd.web import ordering
+from syncd.web.site import Site
 from syncd.wiring import PROPSTREET, Result, Service, check_pair, database, run_pair
 
 #: Tenant -> the connectors of its pairs.
@@ -59,6 +61,7 @@ class Emulated(portfolio.Seeded, Protocol):
     """An emulator as the demo uses it; see ``syncd.testing.emulator.Emulator``."""
 
     auth: Mapping[str, str]
+    lock: threading.RLock
 
     def start(self, port: int = 0) -> str: ...
 
@@ -178,8 +181,12 @@ def _webhook_secret(folder: Path, tenant: str, connector: str) -> Path:
     return folder.parent / f"{tenant}-{connector}-webhooks"
 
 
-def order_webhooks(service: Service, world: World, url: str) -> None:
-    """Have every system that can send its webhooks to the daemon at ``url``; pairs that are told of all look less often."""
+def order_webhooks(service: Service, world: World, url: str) -> frozenset[str]:
+    """Have every system that can send its webhooks to the daemon at ``url``.
+
+    Returns the pairs that are told of what moves on either side; these look less often.
+    """
+    pairs = set[str]()
     for tenant in load(world.folder).tenants:
         ordering.register(service, tenant, url)
         document = yaml.safe_load(tenant.file.read_text())
@@ -188,11 +195,13 @@ def order_webhooks(service: Service, world: World, url: str) -> None:
             if world.emulators[tenant.tenant, pair.connector].send_to(
                 f"{url}/webhooks/{tenant.tenant}/{pair.name}", secret
             ):
-                place = _webhook_secret(world.folder, tenant.tenant, pair.connector)
-                place.write_text(secret)
-                place.chmod(0o600)
+                file = _webhook_secret(world.folder, tenant.tenant, pair.connector)
+                file.write_text(secret)
+                file.chmod(0o600)
                 told["every"] = f"{TOLD_SECONDS}s"
+                pairs.add(f"{tenant.tenant}/{pair.name}")
         tenant.file.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    return frozenset(pairs)
 
 
 # --- to convergence -----------------------------------------------------------------------
@@ -372,16 +381,15 @@ def wait(service: Service, say: Callable[[str], None]) -> None:
 def _stay(service: Service, world: World, seed: int, say: Callable[[str], None]) -> None:
     """Keep syncing while people edit, and say what travelled, until interrupted."""
     random = Random(seed)  # noqa: S311 - edits in a demo
-    settings, token = _page(service, world.folder.parent)
-    order_webhooks(service, world, f"http://127.0.0.1:{settings.web.port}")
-    with running(service, world.folder, settings, Parts(), over=threading.Event()) as daemon:
-        say(f"\nThe operator's page: {daemon.url}   sign on with the token {token}")
+    with staying(service, world) as (page, address, operators):
+        say(f"\nBoth systems side by side: {address}   edit on either side, watch it arrive")
+        say("The operator's page:       {}   sign on with the token {}".format(*operators))
         say(f"Now the daemon keeps running, and somebody edits every {EDIT_SECONDS} s. Stop it with Ctrl-C.\n")
-        systems = sorted(world.emulators)
         last = _latest_change(service)
         try:
             for second in range(sys.maxsize):
-                if second % EDIT_SECONDS == 0:
+                systems = sorted(each for each in world.emulators if not page.is_watched(each[0]))
+                if second % EDIT_SECONDS == 0 and systems:
                     tenant, connector = random.choice(systems)
                     say(f"edit      {tenant:<10} {connector:<11} {world.emulators[tenant, connector].tinker(random)}")
                 service.sleep(1)
@@ -390,6 +398,22 @@ def _stay(service: Service, world: World, seed: int, say: Callable[[str], None])
             say("\nStopping ...")
         except SyncdError as exc:
             say(str(exc))
+
+
+@contextmanager
+def staying(service: Service, world: World) -> Iterator[tuple[DemoPage, str, tuple[str, str]]]:
+    """The daemon and the demo's page, for as long as this lasts.
+
+    Yields the page and its address, and the operator's page with the token that opens it.
+    """
+    settings, token = _page(service, world.folder.parent)
+    told = order_webhooks(service, world, f"http://{settings.web.host}:{settings.web.port}")
+    with running(service, world.folder, settings, Parts(), over=threading.Event()) as daemon:
+        site = Site(service, daemon.tenants.now, daemon.queue.wake, settings.web, order=daemon.queue.order)
+        operators = (str(daemon.url), token)
+        page = DemoPage(site, world.emulators, told, operators)
+        with listening(page.application(), socket.create_server(("127.0.0.1", 0))) as address:
+            yield page, address, operators
 
 
 def _page(service: Service, home: Path) -> tuple[ServiceConfig, str]:

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, Row, and_, case, func, literal, or_, 
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONPATH
 
-from syncd.core.mapping import show, thaw
+from syncd.core.mapping import same, show, thaw
 from syncd.core.model import FIELDS, KINDS, RELATIONS, Json, Side, is_safe_id
 from syncd.errors import NotFoundError
 from syncd.state import schema as s
@@ -224,6 +224,55 @@ def _shown_of(kind: str, held: Mapping[str, Mapping[str, Json]]) -> dict[str, di
         id_: {name: show(thaw({"": values[name]})[""]) for name in FIELDS[kind] if name in values}
         for id_, values in held.items()
     }
+
+
+def linked(engine: Engine, scope: Scope, kind: str, name: str, after: str | None) -> Page:
+    """Linked records that are not left out, those whose name in Propstreet holds ``name``."""
+    base = s.link.c.left_base
+    called_ = func.concat_ws(" ", *(base[each].astext for each in ("first_name", "last_name", "name")))
+    query = select(s.link).where(
+        scope.covers(s.link.c.pair), s.link.c.state != "excluded", called_.icontains(name, autoescape=True)
+    )
+    return _listed(engine, (Part(query, (s.link.c.id,), _link),), kind, after)
+
+
+def _link(row: Row[Any]) -> Document:
+    tenant, _, pair = row.pair.partition("/")
+    ids = {"propstreet": row.left_id, "crm": row.right_id}
+    return {"tenant": tenant, "pair": pair, "kind": row.kind, **ids, "state": row.state, "reason": row.reason}
+
+
+def links(engine: Engine, pair_id: str, kind: str, left_ids: Sequence[str]) -> dict[str, Document]:
+    """By Propstreet's id: how a link stands, the fields that its sides agreed to differ in, the conflicts that wait."""
+    mine = (s.link.c.pair == pair_id, s.link.c.kind == kind, one_of(s.link.c.left_id, left_ids))
+    waits = select(s.conflict).where(
+        s.conflict.c.pair == pair_id, s.conflict.c.kind == kind, one_of(s.conflict.c.left_id, left_ids),
+        s.conflict.c.settled_at.is_(None),
+    )  # fmt: skip
+    with engine.connect() as tx:
+        rows = tx.execute(select(s.link).where(*mine)).all()
+        conflicts_ = [conflict_document(row) for row in tx.execute(waits)]
+    return {
+        row.left_id: {
+            **_link(row),
+            "differs": _differing(row),
+            "conflicts": {each["field"]: each for each in conflicts_ if each["propstreet"] == row.left_id},
+        }
+        for row in rows
+    }
+
+
+def _differing(row: Row[Any]) -> frozenset[str]:
+    left, right = thaw(row.left_base), thaw(row.right_base)
+    both = left.keys() & right.keys() & FIELDS[row.kind].keys()
+    return frozenset(name for name in both if not same(FIELDS[row.kind][name], left[name], right[name]))
+
+
+def written_since(engine: Engine, pair_id: str, at: datetime) -> list[Document]:
+    """What was written to either side since then, field by field, the newest last."""
+    query = select(s.change_log).where(s.change_log.c.pair == pair_id, s.change_log.c.at >= at)
+    with engine.connect() as tx:
+        return [_change(row) for row in tx.execute(query.order_by(s.change_log.c.id))]
 
 
 def changes(engine: Engine, run_id: str, after: str | None) -> Page:

@@ -7,26 +7,22 @@ Values are on these pages because showing them is what they are for; addresses h
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any, Final, TypeAlias
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import quote, urlencode
 
 import structlog
 from anyio import CapacityLimiter, to_thread
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from syncd import __version__
 from syncd.config import PairConfig, TenantConfig
 from syncd.core.mapping import UnfitValueError, typed
 from syncd.core.merge import Answer, Chosen
@@ -36,11 +32,11 @@ from syncd.state import answers, desk, explain, holds, pairs, screen
 from syncd.state.desk import Scope
 from syncd.state.explain import REPLAYED, RULES, Place
 from syncd.web.gate import HEADERS, Gate, Visitor
+from syncd.web.paper import Paper, form
 from syncd.web.site import Site
 
 #: Pages that are made at the same time; probes and webhooks have threads of their own.
 AT_ONCE: Final = 4
-LONGEST_FORM: Final = 64 * 1024
 #: Counting takes a while where there is much, so that all who look share one count for so long.
 COUNT_SECONDS: Final = 5
 #: Of a record's history so much is shown; syncd explain has all of it.
@@ -69,7 +65,8 @@ _URGENCY: Final = {
     "halted": 0, "waits for approval": 0, "failing": 1, "late": 2, "never ran": 4, "resting": 5, "in step": 6,
     "paused": 7, "switched off": 8, "no file": 9,
 }  # fmt: skip
-_TONES: Final = {
+#: How good or bad a word is for who reads it.
+TONES: Final = {
     "halted": "bad", "waits for approval": "warn", "failing": "bad", "late": "warn", "resting": "warn",
     "in step": "good", "running": "good", "done": "good", "failed": "bad", "abandoned": "bad", "open": "warn",
     "applying": "good", "applied": "good", "refused": "bad", "unfinished": "bad", "conflict": "warn", "dead": "bad",
@@ -82,8 +79,6 @@ _DEAD: Final = re.compile(r"l[0-9]{1,18}|s:(left|right):[a-z_]{1,20}:[A-Za-z0-9]
 _MARK: Final = re.compile(r"[A-Za-z0-9_-]{1,1000}")
 #: A path of this site with its query: what a form may send somebody back to.
 _BACK: Final = re.compile(r"/(?!/)[A-Za-z0-9/_:.|~%?&=-]{0,1500}")
-_HERE: Final = Path(__file__).parent
-_STATIC: Final = {"syncd.css": "text/css; charset=utf-8", "syncd.js": "text/javascript; charset=utf-8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,22 +147,9 @@ class _Pages:
         self._log = structlog.get_logger()
         self._limiter = CapacityLimiter(AT_ONCE)
         self._counted: tuple[datetime, dict[str, screen.Document]] | None = None
-        self._static = {
-            name: ((_HERE / "static" / name).read_bytes(), media)
-            for name, media in (
-                ("syncd.css", "text/css; charset=utf-8"),
-                ("syncd.js", "text/javascript; charset=utf-8"),
-            )
-        }
-        self._templates = Environment(
-            loader=PackageLoader("syncd.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-            lstrip_blocks=True, auto_reload=False,
+        self._paper = Paper(
+            kinds=KINDS, tones=TONES, rules=RULES, replayed=REPLAYED, record_path=_record_path, list_path=_list_path,
         )  # fmt: skip
-        self._templates.globals |= {
-            "static": {name: f"/static/{name}?v={_digest(body)[:12]}" for name, (body, _) in self._static.items()},
-            "version": __version__, "kinds": KINDS, "tones": _TONES, "rules": RULES, "replayed": REPLAYED,
-            "record_path": _record_path, "list_path": _list_path, "moment": _moment, "told": _told, "noun": _noun,
-        }  # fmt: skip
 
     # --- from a request to an answer ----------------------------------------------------
 
@@ -179,8 +161,8 @@ class _Pages:
         """A page for anybody, in a thread of its own; whatever happens inside of it becomes an answer."""
 
         async def opened(request: Request) -> Response:
-            form = await _form(request) if request.method == "POST" else {}
-            return await to_thread.run_sync(self._answered, answer, request, form, limiter=self._limiter)
+            posted = await form(request) if request.method == "POST" else {}
+            return await to_thread.run_sync(self._answered, answer, request, posted, limiter=self._limiter)
 
         return opened
 
@@ -243,21 +225,17 @@ class _Pages:
         return self._bare("sorry.html", status, title=title, words=words, back=back)
 
     def _bare(self, template: str, status: int, **context: Any) -> Response:
-        text = self._templates.get_template(template).render(visitor=None, is_live=False, **context)
+        text = self._paper.text(template, visitor=None, is_live=False, **context)
         return Response(text, status, media_type="text/html")
 
     def _page(self, visit: Visit, template: str, title: str, *, is_live: bool = True, **context: Any) -> Response:
-        """A page, or that it is the one which the browser has: then nothing on it moves."""
         path = visit.request.url.path
         query = [(name, value) for name, value in visit.request.query_params.multi_items() if name != "said"]
-        text = self._templates.get_template(template).render(
-            visitor=visit.visitor, title=title, is_live=is_live, path=path, totals=self._totals(),
-            back=path + (f"?{urlencode(query)}" if query else ""), said=SAID.get(visit.asked("said") or ""), **context,
+        return self._paper.page(
+            visit.request, template, visitor=visit.visitor, title=title, is_live=is_live, path=path,
+            totals=self._totals(), back=path + (f"?{urlencode(query)}" if query else ""),
+            said=SAID.get(visit.asked("said") or ""), **context,
         )  # fmt: skip
-        etag = f'"{_digest(text.encode())[:32]}"'
-        if visit.request.headers.get("if-none-match") == etag:
-            return Response(None, 304, {"ETag": etag})
-        return Response(text, 200, {"ETag": etag}, media_type="text/html")
 
     def _done(self, visit: Visit, said: str, action: str, *, to: str | None = None, **about: str) -> Response:
         """What was done is in the log, and said on the page that the form stood on."""
@@ -281,11 +259,7 @@ class _Pages:
         return response
 
     def static(self, request: Request, form: Mapping[str, str]) -> Response:
-        known = self._static.get(str(request.path_params["name"]))
-        if known is None:
-            raise NotFoundError("There is no such file.")
-        # The address changes with the content.
-        return Response(known[0], media_type=known[1], headers={"Cache-Control": "public, max-age=31536000, immutable"})
+        return self._paper.file(str(request.path_params["name"]))
 
     # --- looking ------------------------------------------------------------------------
 
@@ -631,23 +605,6 @@ def _by_record(rows: list[screen.Document]) -> Iterator[list[screen.Document]]:
         yield list(lines)
 
 
-async def _form(request: Request) -> Mapping[str, str] | None:
-    """The fields of a posted form, each once; None if it is too long to be one."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LONGEST_FORM:
-            return None
-    try:
-        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=20))
-    except ValueError:
-        return {}
-
-
-def _digest(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()
-
-
 def _pattern(request: Request) -> str:
     """Which page it is, without the ids in its address."""
     route = request.scope.get("route")
@@ -673,20 +630,3 @@ def _place_path(place: Place) -> str:
 def _list_path(name: str, **query: str | None) -> str:
     given = {key: value for key, value in query.items() if value is not None}
     return f"/{name}?{urlencode(given)}" if given else f"/{name}"
-
-
-def _moment(told: datetime | str) -> str:
-    """An instant as a machine and, cut, a person reads it."""
-    at = datetime.fromisoformat(told) if isinstance(told, str) else told
-    return at.astimezone(UTC).isoformat(timespec="seconds")
-
-
-def _told(value: Any) -> str:
-    """A single value in words; templates show empty ones and lists themselves."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
-
-
-def _noun(count: int, one: str, many: str | None = None) -> str:
-    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

@@ -2,9 +2,8 @@
 // details and half-filled forms stay. Without it, everything on the page works by reloading.
 "use strict";
 (() => {
-  const EVERY = 3000;
   const gone = document.getElementById("unreachable");
-  const isLive = "live" in document.body.dataset;
+  const every = Number(document.body.dataset.live);
   let etag = "", ahead = 0, seen = new Date(), isAsking = false;
 
   const key = (node) => (node.nodeType === 1 && (node.dataset.key || node.id)) || "";
@@ -106,8 +105,8 @@
   });
   ago();
   setInterval(ago, 1000);
-  if (isLive) {
-    setInterval(look, EVERY);
+  if (every) {
+    setInterval(look, every);
     document.addEventListener("visibilitychange", look);
   }
 })();
