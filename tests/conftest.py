@@ -79,6 +79,16 @@ def shared_engine(database_url: str, template: str) -> Iterator[Engine]:
 @pytest.fixture
 def engine(shared_engine: Engine) -> Iterator[Engine]:
     """A database that holds syncd's tables and nothing else."""
+    yield from _emptied(shared_engine)
+
+
+@pytest.fixture(scope="module")
+def module_engine(shared_engine: Engine) -> Iterator[Engine]:
+    """The same for all tests of a module that play in one world; none of them asks for ``engine``."""
+    yield from _emptied(shared_engine)
+
+
+def _emptied(shared_engine: Engine) -> Iterator[Engine]:
     yield shared_engine
     shared_engine.dispose()
     with shared_engine.begin() as tx:

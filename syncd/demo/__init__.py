@@ -109,7 +109,7 @@ def run_demo(*, is_once: bool, as_json: bool, seed: int, is_still: bool = False)
             wait(service, say)
         elif not is_once:
             say_how(service, world, say)
-            _stay(service, world, seed, say)
+            stay(service, world, seed, say)
         return 0 if report["in_step"] else 1
 
 
@@ -378,7 +378,7 @@ def wait(service: Service, say: Callable[[str], None]) -> None:
 # --- staying ------------------------------------------------------------------------------
 
 
-def _stay(service: Service, world: World, seed: int, say: Callable[[str], None]) -> None:
+def stay(service: Service, world: World, seed: int, say: Callable[[str], None]) -> None:
     """Keep syncing while people edit, and say what travelled, until interrupted."""
     random = Random(seed)  # noqa: S311 - edits in a demo
     with staying(service, world) as (page, address, operators):

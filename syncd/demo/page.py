@@ -51,6 +51,8 @@ FRESH: Final = timedelta(seconds=30)
 WATCHED: Final = timedelta(minutes=2)
 LONGEST_VALUE: Final = 200
 _SIDES: Final = {"propstreet": Side.LEFT, "crm": Side.RIGHT}
+#: What is said of a value that did not arrive, but was written because somebody said so on this page.
+_BY_WORD: Final = {"a person's word": "settled", "undo": "taken back"}
 #: What both sides are offered to write at once.
 _WORDS: Final = ("Logistik", "Bostäder", "Kontor", "Handel", "Hotell", "Lager")
 _TONES: Final = {**TONES, "dead letter": "bad", "on its way": "good"}
@@ -260,9 +262,9 @@ class DemoPage:
         written = screen.written_since(self._engine, pair.id, max(self._since, now - FRESH))
         sections = []
         for kind in SHOWN:
-            rows, after = self._linked(pair, kind, asked)
-            entries = self._entries(pair, kind, rows, written, standing, now)
-            sections.append({"kind": kind, "entries": entries, "after": after, "is_first": f"{kind}s" not in asked})
+            found = self._linked(pair, kind, asked)
+            entries = self._entries(pair, kind, found.rows, written, standing, now)
+            sections.append({"kind": kind, "entries": entries, "after": found.after})
         return self._paper.page(
             request, "demo.html", visitor=None, is_live=True, title=f"{pair.left.title} and {pair.right.title}",
             pair=pair, pairs=list(self._pairs()), sections=sections, standing=standing, runs=self._runs(pair),
@@ -270,12 +272,9 @@ class DemoPage:
             systems={"propstreet": pair.left.title, "crm": pair.right.title},
         )  # fmt: skip
 
-    def _linked(self, pair: Pair, kind: str, asked: Mapping[str, str]) -> tuple[list[screen.Document], str | None]:
-        """Some linked records, and the mark that asks for those behind them."""
-        scope, most = Scope(pair.tenant, pair.name), SHOWN[kind]
-        found = screen.linked(self._engine, scope, kind, asked.get("find", ""), asked.get(f"{kind}s"))
-        is_more = len(found.rows) > most
-        return found.rows[:most], found.rows[most - 1]["mark"] if is_more else None
+    def _linked(self, pair: Pair, kind: str, asked: Mapping[str, str]) -> screen.Page:
+        scope, find, after = Scope(pair.tenant, pair.name), asked.get("find", ""), asked.get(f"{kind}s")
+        return screen.linked(self._engine, scope, kind, find, after, most=SHOWN[kind])
 
     def _entries(
         self, pair: Pair, kind: str, rows: list[screen.Document], written: list[screen.Document],
@@ -308,20 +307,20 @@ class DemoPage:
         return [self._run(pair, run) for run in told[:RUNS]]
 
     def _run(self, pair: Pair, run: screen.Document) -> screen.Document:
-        wrote = screen.changes(self._engine, run["id"], None).rows
-        attempt, plan_id = screen.undoing(self._engine, run)
+        records = sum(count for _, side, kinds in run["did"] if side is not None for _, count in kinds)
+        wrote = screen.changes(self._engine, run["id"], None).rows if 0 < records <= WRITES else []
+        attempt, plan_id = screen.undoing(self._engine, run) if records else (None, None)
         plan = screen.find_plan(self._engine, plan_id) if plan_id is not None else None
         ordered = self._memory.ordered
         if plan is not None:
             plan["operations"] = screen.operations(self._engine, plan["id"], None).rows[:OPERATIONS]
             plan["is_ordered"] = plan["state"] == "applying" or (plan["state"] == "open" and plan["id"] in ordered)
-        fields = [row for row in wrote if row["field"]]
         is_reading = attempt is not None and attempt["state"] == "running"
         if run["id"] in ordered:
             is_reading |= attempt is None or attempt["started_at"] < ordered[run["id"]]
         return {
-            **run, "pair": pair.right.title, "wrote": fields if len(fields) <= WRITES else [],
-            "is_writing": bool(wrote), "attempt": attempt, "plan": plan, "is_reading": is_reading,
+            **run, "pair": pair.right.title, "wrote": [row for row in wrote if row["field"]],
+            "is_writing": records > 0, "attempt": attempt, "plan": plan, "is_reading": is_reading,
         }  # fmt: skip
 
     # --- acting -------------------------------------------------------------------------
@@ -441,10 +440,12 @@ class _Look:
                 marks[side] = ("refused", edit.refused)
             elif edit is not None and self.now - edit.at < FRESH:
                 marks[side] = ("edited", "edited")
-            if arrival is not None:
-                took = (arrival - edit.at).total_seconds() if edit is not None and edit.at <= arrival else None
+            if arrival is not None and arrival["rule"] in _BY_WORD:
+                marks[side.other] = ("arrived", _BY_WORD[arrival["rule"]])
+            elif arrival is not None:
+                took = (arrival["at"] - edit.at).total_seconds() if edit is not None else -1.0
                 word, arrow = "arrived", way
-                marks[side.other] = ("arrived", f"arrived after {took:.1f} s" if took is not None else "arrived")
+                marks[side.other] = ("arrived", f"arrived after {took:.1f} s" if took >= 0 else "arrived")
             elif edit is not None and not edit.refused and not conflict:
                 if self._is_ahead(edit):
                     word, arrow = "on its way", way
@@ -459,12 +460,11 @@ class _Look:
             conflict, offers if is_free else (),
         )  # fmt: skip
 
-    def _arrival(self, of: tuple[str, str], name: str, side: Side) -> datetime | None:
-        """When the value of this side was written last, if that was a short time ago."""
+    def _arrival(self, of: tuple[str, str], name: str, side: Side) -> Mapping[str, Any] | None:
+        """How the value of this side was written last, if that was a short time ago."""
         for each in reversed(self.written):
             if (each["kind"], each["propstreet"], each["field"]) == (*of, name) and _SIDES[each["side"]] is side:
-                found: datetime = each["at"]
-                return found
+                return each
         return None
 
     def _is_ahead(self, edit: Edit) -> bool:

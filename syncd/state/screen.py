@@ -226,14 +226,15 @@ def _shown_of(kind: str, held: Mapping[str, Mapping[str, Json]]) -> dict[str, di
     }
 
 
-def linked(engine: Engine, scope: Scope, kind: str, name: str, after: str | None) -> Page:
-    """Linked records that are not left out, those whose name in Propstreet holds ``name``."""
+def linked(engine: Engine, scope: Scope, kind: str, name: str, after: str | None, *, most: int) -> Page:
+    """Linked records that are not left out, those whose name in Propstreet holds ``name``; ``most`` on a page."""
     base = s.link.c.left_base
     called_ = func.concat_ws(" ", *(base[each].astext for each in ("first_name", "last_name", "name")))
     query = select(s.link).where(
         scope.covers(s.link.c.pair), s.link.c.state != "excluded", called_.icontains(name, autoescape=True)
     )
-    return _listed(engine, (Part(query, (s.link.c.id,), _link),), kind, after)
+    with engine.connect() as tx:
+        return _keyed(tx, (Part(query, (s.link.c.id,), _link),), kind, after, most)
 
 
 def _link(row: Row[Any]) -> Document:
@@ -322,14 +323,20 @@ def _listed(engine: Engine, parts: Sequence[Part], kind: str | None, after: str 
 
 
 def _paged(tx: Connection, parts: Sequence[Part], kind: str | None, after: str | None) -> Page:
+    page = _keyed(tx, parts, kind, after, PAGE)
+    _name(tx, page.rows)
+    return page
+
+
+def _keyed(tx: Connection, parts: Sequence[Part], kind: str | None, after: str | None, most: int) -> Page:
     number, key = _read_mark(after, [len(part.key) for part in parts])
     rows: list[Document] = []
     marks: list[str] = []
     for place, part in enumerate(parts):
-        if place < number or len(rows) > PAGE:
+        if place < number or len(rows) > most:
             continue
         columns = [column.label(f"key{at}") for at, column in enumerate(part.key)]
-        query = part.ordered().add_columns(*columns).limit(PAGE + 1 - len(rows))
+        query = part.ordered().add_columns(*columns).limit(most + 1 - len(rows))
         if kind is not None:
             query = query.where(query.selected_columns["kind"] == kind)
         if place == number and key:
@@ -337,12 +344,10 @@ def _paged(tx: Connection, parts: Sequence[Part], kind: str | None, after: str |
         for row in tx.execute(query).all():
             rows.append(part.told(row))
             marks.append(_mark(place, [row._mapping[column.name] for column in columns]))
-    is_more = len(rows) > PAGE
-    page = rows[:PAGE]
+    page = rows[:most]
     for each, mark in zip(page, marks, strict=False):
         each["mark"] = mark
-    _name(tx, page)
-    return Page(page, marks[PAGE - 1] if is_more else None)
+    return Page(page, marks[most - 1] if len(rows) > most else None)
 
 
 def _mark(place: int, key: Sequence[object]) -> str:
