@@ -6,7 +6,8 @@
   const every = Number(document.body.dataset.live);
   let etag = "", ahead = 0, seen = new Date(), isAsking = false;
 
-  const key = (node) => (node.nodeType === 1 && (node.dataset.key || node.id)) || "";
+  // By its attribute: a form with a field that is called id answers with that field.
+  const key = (node) => (node.nodeType === 1 && (node.dataset.key || node.getAttribute("id"))) || "";
 
   function morph(old, fresh) {
     if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName || key(old) !== key(fresh)) {
