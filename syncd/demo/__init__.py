@@ -108,7 +108,6 @@ def run_demo(*, is_once: bool, as_json: bool, seed: int, is_still: bool = False)
             say_how(service, world, say)
             wait(service, say)
         elif not is_once:
-            say_how(service, world, say)
             stay(service, world, seed, say)
         return 0 if report["in_step"] else 1
 
@@ -143,11 +142,7 @@ def build(
             url = emulator.start()
             refs[connector] = emulator.seed(stuff, dict(refs))
             world.emulators[tenant, connector] = emulator
-            secret = _webhook_secret(folder, tenant, connector)
-            connection = {
-                "base_url": url, "auth": _secrets(folder, tenant, connector, emulator.auth),
-                "webhooks": {"secret": {"file": str(secret)}},
-            }  # fmt: skip
+            connection = {"base_url": url, "auth": _secrets(folder, tenant, connector, emulator.auth)}
             if connector == PROPSTREET:
                 document[PROPSTREET] = connection
             else:
@@ -155,7 +150,7 @@ def build(
                 document["pairs"].append(
                     {
                         "connector": connector, **connection, **login, "every": f"{SYNC_SECONDS}s",
-                        "share_of_quota": 1.0, "visits": VISITS,
+                        "share_of_quota": 1.0,
                         "kinds": {
                             "deal_contact": {"deletes": {"to_propstreet": "archive", "to_crm": "archive"}}, **HELD
                         },
@@ -176,32 +171,34 @@ def _secrets(folder: Path, tenant: str, connector: str, auth: Mapping[str, str])
     return found
 
 
-def _webhook_secret(folder: Path, tenant: str, connector: str) -> Path:
-    """Where the secret of a connection's webhooks is kept, once there is one."""
-    return folder.parent / f"{tenant}-{connector}-webhooks"
-
-
 def order_webhooks(service: Service, world: World, url: str) -> frozenset[str]:
     """Have every system that can send its webhooks to the daemon at ``url``.
 
     Returns the pairs that are told of what moves on either side; these look less often.
     """
     pairs = set[str]()
-    for tenant in load(world.folder).tenants:
-        ordering.register(service, tenant, url)
-        document = yaml.safe_load(tenant.file.read_text())
-        for pair, told in zip(tenant.pairs, document["pairs"], strict=True):
-            secret = service.new_id()
-            if world.emulators[tenant.tenant, pair.connector].send_to(
-                f"{url}/webhooks/{tenant.tenant}/{pair.name}", secret
-            ):
-                file = _webhook_secret(world.folder, tenant.tenant, pair.connector)
-                file.write_text(secret)
-                file.chmod(0o600)
-                told["every"] = f"{TOLD_SECONDS}s"
-                pairs.add(f"{tenant.tenant}/{pair.name}")
-        tenant.file.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    for file in sorted(world.folder.glob("*.yaml")):
+        document = yaml.safe_load(file.read_text())
+        tenant = document["tenant"]
+        document[PROPSTREET] |= _webhooks(world.folder, tenant, PROPSTREET)
+        for pair in document["pairs"]:
+            name, secret = pair["connector"], service.new_id()
+            pair["visits"] = VISITS
+            if world.emulators[tenant, name].send_to(f"{url}/webhooks/{tenant}/{name}", secret):
+                pair |= {**_webhooks(world.folder, tenant, name, secret), "every": f"{TOLD_SECONDS}s"}
+                pairs.add(f"{tenant}/{name}")
+        file.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    for each in load(world.folder).tenants:
+        ordering.register(service, each, url)
     return frozenset(pairs)
+
+
+def _webhooks(folder: Path, tenant: str, connector: str, secret: str = "") -> dict[str, Any]:
+    """Where a connection's secret is kept, if it is known already."""
+    file = folder.parent / f"{tenant}-{connector}-webhooks"
+    file.touch(0o600)
+    file.write_text(secret)
+    return {"webhooks": {"secret": {"file": str(file)}}}
 
 
 # --- to convergence -----------------------------------------------------------------------
@@ -384,7 +381,8 @@ def stay(service: Service, world: World, seed: int, say: Callable[[str], None]) 
     with staying(service, world) as (page, address, operators):
         say(f"\nBoth systems side by side: {address}   edit on either side, watch it arrive")
         say("The operator's page:       {}   sign on with the token {}".format(*operators))
-        say(f"Now the daemon keeps running, and somebody edits every {EDIT_SECONDS} s. Stop it with Ctrl-C.\n")
+        say_how(service, world, say)
+        say(f"\nNow the daemon keeps running, and somebody edits every {EDIT_SECONDS} s. Stop it with Ctrl-C.\n")
         last = _latest_change(service)
         try:
             for second in range(sys.maxsize):

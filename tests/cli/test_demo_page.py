@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +17,12 @@ from sqlalchemy import Engine
 from syncd import demo
 from syncd.config import load
 from syncd.demo.page import LONGEST_VALUE, SHOWN
-from syncd.state import screen
+from syncd.state import migrate, screen
 from syncd.testing import portfolio
 from syncd.testing.portfolio import STAGE_IS_THEIRS, Cell
 from syncd.web.gate import HEADERS
 from syncd.web.paper import LONGEST_FORM
-from syncd.wiring import Service, check_pair, run_pair
+from syncd.wiring import Service, check_pair, database, run_pair
 from tests.service.test_queue import until
 from tests.web.visits import Form, Shown
 
@@ -313,3 +314,34 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
         assert not re.search(r"//[a-z0-9.-]+\.[a-z]{2,}|@import|url\(", text), file
         if file.suffix == ".html":
             assert not re.search(r"<style|\bstyle=|\bon[a-z]+=|<script(?![^>]* src=)", text), file
+
+
+# --- the command --------------------------------------------------------------------------
+
+
+def test_the_demo_says_first_where_both_systems_are_to_be_seen(empty_database: str, tmp_path: Path) -> None:
+    """Then the operator's page and its token, then the way for other commands; stopped, everything ends."""
+    told: list[str] = []
+    answers: list[int] = []
+
+    def sleep(seconds: float) -> None:
+        if threading.current_thread() is threading.main_thread():
+            answers.extend(httpx.get(url, follow_redirects=True).status_code for url in _urls(told[0], told[1]))
+            raise KeyboardInterrupt
+
+    service = Service(database(empty_database), sleep=sleep)
+    migrate.upgrade(service.engine)
+    world = demo.build(service, tmp_path / "tenants", 7, ("granit",), SMALL)
+    try:
+        demo.stay(service, world, 7, told.append)
+    finally:
+        world.close()
+        service.close()
+    assert told[0].strip().startswith("Both systems side by side: http://127.0.0.1:")
+    assert told[1].startswith("The operator's page: ") and "token" in told[1]
+    assert any("export SYNCD_CONFIG=" in line for line in told)
+    assert answers == [200, 401] and told[-1].strip() == "Stopping ..."
+
+
+def _urls(*lines: str) -> list[str]:
+    return [re.findall(r"http://\S+", line)[0] for line in lines]
