@@ -15,6 +15,7 @@ from syncd.testing.portfolio import Cell, Investor, Portfolio, amount, grouped
 _CONTACT: Final = {
     "first_name": "firstName", "last_name": "lastName", "phone": "phone", "strategy": "strategy",
 }  # fmt: skip
+_SCALES: Final = {"none": "", "thousands": "k", "millions": "M", "billions": "bn "}
 _STAGES: Final = (
     ("", "none"),
     ("property_added", "property added"),
@@ -177,10 +178,9 @@ class DemoPropstreet(PropstreetEmulator):
 
 def _deal_cells(held: Mapping[str, Any]) -> list[Cell]:
     price = held.get("price") or {"currency": "SEK", "scale": "millions"}
-    scale = "" if price["scale"] == "none" else f"{price['scale']} "
     stage = (held.get("teaser") or {}).get("stage") or ""
     return [
         Cell("name", "name", held.get("name") or ""),
-        Cell("amount", f"price, {scale}{price['currency']}", grouped(price.get("value"))),
+        Cell("amount", f"price, {_SCALES[price['scale']]}{price['currency']}", grouped(price.get("value"))),
         Cell("stage", "teaser.stage", stage, choices=_STAGES),
     ]
