@@ -105,15 +105,6 @@ def _emptied(shared_engine: Engine) -> Iterator[Engine]:
         ])))  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def lasting_engine(database_url: str, template: str) -> Iterator[Engine]:
-    """A database for all tests of one file that share a daemon: it stays as each of them leaves it."""
-    with _database(database_url, template) as url:
-        engine = create_engine(url)
-        yield engine
-        engine.dispose()
-
-
 #: What the queue keeps, in its library's tables.
 _QUEUE = ("procrastinate_jobs", "procrastinate_events", "procrastinate_periodic_defers", "procrastinate_workers")
 

@@ -93,10 +93,10 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def house(lasting_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def house(module_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """The daemon without its schedule, so that nothing runs but what somebody asked for."""
     home = tmp_path_factory.mktemp("house")
-    service = Service(lasting_engine, workers=2)
+    service = Service(module_engine, workers=2)
     with socket.create_server(("127.0.0.1", 0)) as door:
         port = door.getsockname()[1]
     with ExitStack() as stack:
