@@ -17,7 +17,7 @@ from syncd.core.mapping import show, thaw
 from syncd.core.merge import BY_PERSON, Answer, Chosen, Word
 from syncd.core.model import Json, LinkState, Side
 from syncd.core.why import keep_word
-from syncd.errors import AnswerError, NotFoundError
+from syncd.errors import AnswerError, NotFoundError, StoppedError
 from syncd.state import schema as s
 from syncd.state.store import SETTLING
 
@@ -244,7 +244,7 @@ def status(engine: Engine, scope: Scope) -> list[dict[str, Json]]:
                     "tenant": row.tenant,
                     "pair": row.name,
                     "connector": row.connector,
-                    "state": _standing(row),
+                    "state": _standing(row, last),
                     "halted": row.halted_reason,
                     "plan": row.halted_plan,
                     "kinds": counts.get(row.id, {}),
@@ -254,11 +254,14 @@ def status(engine: Engine, scope: Scope) -> list[dict[str, Json]]:
     return found
 
 
-def _standing(row: Any) -> str:
+def _standing(row: Any, last: Any) -> str:
+    """A run that was asked to stop is no failure."""
     if row.paused_at is not None:
         return "paused"
     if row.halted_reason is not None:
         return "halted"
+    if last is not None and last.state == "failed" and last.error != StoppedError.__name__:
+        return "failing"
     return "running" if row.approved_at is not None else "waiting for approval"
 
 

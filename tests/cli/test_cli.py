@@ -605,6 +605,20 @@ def test_a_refused_first_plan_approved_nothing(desk: Desk) -> None:
     assert syncd("apply", again.json()[0]["plan"]).code == 0
 
 
+def test_a_pair_whose_last_run_failed_is_not_said_to_be_kept_in_step(desk: Desk) -> None:
+    """A token that is refused shows in its status, until a run is well again."""
+    pair = desk.tenant("hubspot")
+    pair.seed(contacts=2, deals=0)
+    in_step(pair)
+    refused = fault(pair.crm, status=401, body={"message": "gone"}, times=99)
+    assert syncd("run", "nordhaus").code == 1
+    assert syncd("status", "nordhaus", "--json").json()[0]["state"] == "failing"
+    assert syncd("status", "nordhaus").out.splitlines()[0].endswith("failing")
+    pair.crm.faults.remove(refused)
+    assert syncd("run", "nordhaus").code == 0
+    assert syncd("status", "nordhaus").out.splitlines()[0].endswith("kept in step")
+
+
 # --- configuration ------------------------------------------------------------------------
 
 
