@@ -341,7 +341,7 @@ def _believe(ctx: Context, side: Side, missing: _Missing) -> None:
 
 
 def seek_stranded(ctx: Context, kind: str) -> None:
-    """Read relations again whose parent is linked no more, which nobody visits: gone with it, or left on their own."""
+    """Read relations again below what is linked no more, or merged away: gone with it, or left on their own."""
     for side in Side:
         rows = ctx.store.stranded(side, kind)
         read_again(ctx, ctx.systems[side], side, kind, [row.side(side).address for row in rows])

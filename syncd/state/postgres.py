@@ -373,7 +373,8 @@ class PostgresRows:
     def stranded(self, side: Side, kind: str, above: str, limit: int) -> list[str]:
         up = s.link.alias("up")
         own_id, own_parent = _own(s.link, side, "id"), _own(s.link, side, "parent")
-        is_below = exists().where(*self._of(up, above), _own(up, side, "id") == own_parent)
+        is_itself = _own(up, side, "facts")["merged_into"].astext.is_(None)
+        is_below = exists().where(*self._of(up, above), _own(up, side, "id") == own_parent, is_itself)
         statement = select(own_id).where(
             *self._of(s.link, kind),
             one_of(s.link.c.state, [LinkState.IN_STEP, LinkState.PENDING]),

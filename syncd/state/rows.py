@@ -158,7 +158,7 @@ class Rows(Protocol):
         """Records below these parents and whether they are gone, the linked ones first."""
 
     def stranded(self, side: Side, kind: str, above: str, limit: int) -> list[str]:
-        """Ids of one side of links, in step or pending, whose parent has no link of the kind ``above``."""
+        """Ids of one side of links, in step or pending, whose parent has no link of that kind, or is merged away."""
 
     def count_known(self, side: Side, kind: str) -> int:
         """Links, and sightings without one."""

@@ -394,7 +394,7 @@ class Store:
         return {address.id: address for address, _ in known if address.id not in gone}
 
     def stranded(self, side: Side, kind: str) -> list[LinkRow]:
-        """Linked relations below a record that is linked no more: it is not visited, so that nobody hears of them."""
+        """Linked relations below a record that is linked no more, or merged away: nobody visits it to hear of them."""
         above = next(parent for parent, child in CHILDREN.items() if child == kind)
         return self.linked(kind, side, self.rows.stranded(side, kind, above, PARENTS))
 

@@ -692,6 +692,22 @@ def test_a_merge_in_the_crm_hands_the_link_to_the_survivor(world: World) -> None
     assert not world.hub.get("contact", ids["contact"]).is_deleted
 
 
+def test_what_hung_below_a_merged_record_is_looked_for_though_its_link_waits_for_a_person(world: World) -> None:
+    """Both were linked, so neither link moves; the employment that went along in silence is found by the next run."""
+    ids = seed(world)
+    world.crm.lag = timedelta(0)
+    world.run()
+    (job,) = world.crm.all("employment")
+    loser, winner = job.refs["contact"], world.crm.add("contact", {"last_name": "Ek", "email": "ek@example.com"})
+    world.settle()
+    world.crm.merge("contact", winner, loser)
+    del world.crm.records["employment"][job.id]
+    world.run(is_sweep=False)
+    states = {row.left_id: row.state for row in world.rows(s.link) if row.kind in ("contact", "employment")}
+    assert states[ids["contact"]] == "conflict", "merged with another linked record"
+    assert [row.state for row in world.rows(s.link) if row.kind == "employment"] != ["in_step"]
+
+
 def test_a_link_whose_partner_is_gone_gives_way_to_a_record_that_carries_its_mark(state: State) -> None:
     """What was in step is sighted nowhere, and is not forgotten when another partner takes the link over."""
     held = KindRules(deletes_to_left=OnDelete.HOLD, deletes_to_right=OnDelete.HOLD)

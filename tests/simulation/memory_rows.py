@@ -635,7 +635,8 @@ class MemoryRows:
         return [(Address(*each), False) for each in linked] + [(Address(id_, up), gone) for id_, up, gone in seen]
 
     def stranded(self, side: Side, kind: str, above: str, limit: int) -> list[str]:
-        known = {row[f"{side}_id"] for row in self._t.link.find("kind", above)}
+        ups = self._t.link.find("kind", above)
+        known = {row[f"{side}_id"] for row in ups if row[f"{side}_facts"].get("merged_into") is None}
         return sorted(
             row[f"{side}_id"]
             for row in self._t.link.find("kind", kind)
