@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal, TypeAlias
@@ -885,8 +886,9 @@ def missing_secrets(tenant: TenantConfig) -> list[Problem]:
     return [problem for _, ref in tenant.secrets() if (problem := ref.problem()) is not None]
 
 
+@cache
 def json_schema() -> JsonSchemaValue:
-    """The JSON Schema of a tenant file, for editors."""
+    """The JSON Schema of a tenant file, for editors. It is the same for all who ask: leave it as it is."""
     found = TenantConfig.model_json_schema(by_alias=True)
     found["required"] = [key for key in found["required"] if key != "tenant"]
     for model in found["$defs"].values():

@@ -26,6 +26,8 @@ from syncd.wiring import Service, check_pair, database, run_pair
 from tests.service.test_queue import until
 from tests.web.visits import Form, Shown
 
+pytestmark = pytest.mark.long
+
 PATH = "/nordhaus/hubspot"
 SMALL = partial(portfolio.make, projects=6, persons=16, firms=5, investors=8)
 HOSTILE = "<script>alert(1)</script>'\"><img src=x onerror=alert(2)>{{ 7*7 }}"

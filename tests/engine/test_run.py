@@ -17,6 +17,8 @@ from syncd.state import schema as s
 from syncd.testing.memory import MemoryFault
 from tests.engine.world import State, World, rules
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def world(state: State) -> World:

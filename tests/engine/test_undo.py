@@ -16,6 +16,8 @@ from syncd.testing.memory import MemorySystem
 from tests.engine.test_run import seed
 from tests.engine.world import World
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def world(engine: Engine) -> World:

@@ -19,6 +19,8 @@ from syncd.state import schema as s
 from syncd.state.desk import Scope
 from tests.engine.world import World, rules
 
+pytestmark = pytest.mark.long
+
 HOLD = KindRules(default=Policy(conflict=OnConflict.HOLD))
 
 

@@ -23,6 +23,8 @@ from syncd.state import holds, pairs
 from syncd.wiring import Result
 from tests.faults.harness import CRMS, World, mark, world_of, writes
 
+pytestmark = pytest.mark.long
+
 Make = Callable[..., World]
 SIDES = ("propstreet", "crm")
 PEOPLE = 30

@@ -17,6 +17,8 @@ from syncd.state.lease import acquire, release
 from tests.engine.world import PostgresState, World, rules
 from tests.privacy.canaries import found_in, rows
 
+pytestmark = pytest.mark.long
+
 ANNA: Mapping[str, Value] = {
     "first_name": "Zqfirst1", "last_name": "Zqlast1", "email": "zqmail1@zqdomain.example",
     "other_emails": frozenset({"zqmail2@zqdomain.example"}), "phone": "+46 70 911 55 01",

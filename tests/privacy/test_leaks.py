@@ -96,7 +96,7 @@ def _trouble(world: World) -> list[Result]:
             results.append(world.run())
             with emulator.lock:
                 emulator.faults.clear()
-            results.append(world.run())
+        results.append(world.run())
     world.hub.add("contacts", canaries.person(7, is_wordy=True))
     return [*results, world.run(), world.run("plan"), world.run("backfill")]
 

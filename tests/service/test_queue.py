@@ -16,6 +16,8 @@ from tests.faults.harness import Pair, mark, meanwhile, writes
 
 __all__ = ["desk", "folder"]
 
+pytestmark = pytest.mark.long
+
 PAIR = "nordhaus/hubspot"
 
 

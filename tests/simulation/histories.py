@@ -14,8 +14,8 @@ from tests.simulation.world import Simulation, Tally
 
 STEPS: Final = 200
 #: What is played in each run of the tests: odd seeds meet HubSpot, even ones Salesforce.
-HUBSPOT: Final = range(1, 201, 2)
-SALESFORCE: Final = range(2, 201, 2)
+HUBSPOT: Final = range(1, 101, 2)
+SALESFORCE: Final = range(2, 101, 2)
 #: So many histories at most are played to make one smaller.
 PATIENCE = 150
 

@@ -12,6 +12,8 @@ from sqlalchemy import Engine
 
 from tests.stories.harness import BOTH_WAYS, CRMS, Known, World, worlds
 
+pytestmark = pytest.mark.long
+
 _NOBODY = "names no contact that can be read, and the other system needs one"
 Begin = Callable[..., World]
 ARCHIVE = {"deletes": BOTH_WAYS}

@@ -12,6 +12,8 @@ from sqlalchemy import Engine
 from syncd.testing.emulator import Fault
 from tests.stories.harness import CRMS, Crm, Hub, HubSpot, World, worlds
 
+pytestmark = pytest.mark.long
+
 Begin = Callable[..., World]
 
 

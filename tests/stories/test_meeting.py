@@ -11,6 +11,8 @@ from sqlalchemy import Engine
 from syncd.wiring import run_pair
 from tests.stories.harness import CRMS, World, worlds
 
+pytestmark = pytest.mark.long
+
 Begin = Callable[..., World]
 
 

@@ -34,7 +34,10 @@ from tests.service.test_queue import until
 from tests.web.visits import TOKENS, with_tokens
 
 CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
+]
 
 #: Where pictures of every page go, if anybody wants them: ``make screenshots``.
 PICTURES: Final = os.environ.get("SCREENSHOTS")

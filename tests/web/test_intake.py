@@ -42,6 +42,8 @@ from tests.connectors.test_webhooks import (
 )
 from tests.faults.harness import World, world_of
 
+pytestmark = pytest.mark.long
+
 PUBLIC = "https://syncd.example.com"
 
 TENANT = """

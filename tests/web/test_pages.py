@@ -27,6 +27,8 @@ from tests.faults.harness import World as Emulated
 from tests.faults.harness import world_of
 from tests.web.visits import TOKENS, Browser, Office, Shown, office, with_tokens
 
+pytestmark = pytest.mark.long
+
 HOSTILE = "<script>alert(1)</script>'\"><img src=x onerror=alert(2)>{{ 7*7 }}"
 LISTS = ("/", "/conflicts", "/conflicts?settled=1", "/reviews", "/dead-letters", "/excluded", "/runs", "/runs?all=1")
 WEB = Path(pages.__file__).parent
