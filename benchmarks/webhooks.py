@@ -76,7 +76,7 @@ class Street:
         """A person edits a contact in one system; how long until it is in the other."""
         (there,) = set(self.systems) - {here}
         at = self.service.now()
-        self.systems[here].retouch(ids[here], "strategy", value)
+        self.systems[here].retouch("contact", ids[here], "strategy", value)
         until(lambda: self.systems[there].get("contacts", ids[there]).get(FIELD[there]) == value)
         arrived = (self.service.now() - at).total_seconds()
         self.settle()
