@@ -270,11 +270,6 @@ class SalesforceEmulator(Emulator):
         with self.lock:
             self._store(sobject, id_, self._latest(sobject, id_) | {"IsDeleted": False}, SALESMAN)
 
-    def purge(self, sobject: str, id_: str) -> None:
-        """The bin forgets a deleted record."""
-        with self.lock:
-            del self._rows[sobject][id_]
-
     def merge(self, sobject: str, winner: str, loser: str) -> None:
         """A person merges two accounts or contacts: children move over, the loser names its master."""
         with self.lock:

@@ -399,11 +399,12 @@ class PostgresRows:
 
     @contextmanager
     def listing(self, side: Side, kind: str) -> Iterator[Listing]:
-        with self.engine.connect() as connection:
+        # No transaction is open while the vendor is asked for the next page.
+        with self._looking.connect() as connection:
             connection.exec_driver_sql("CREATE TEMP TABLE IF NOT EXISTS listed (id text PRIMARY KEY)")
             connection.exec_driver_sql("TRUNCATE listed")
             yield _Listing(connection, self, side, kind)
-            connection.rollback()
+            connection.exec_driver_sql("TRUNCATE listed")
 
     def alike(
         self, side: Side, kind: str, ids: Collection[str], marks: Collection[str], keys: Collection[str]

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import structlog
-from sqlalchemy import Engine
 
 from connectors.propstreet.webhooks import EVENTS
-from syncd.wiring import Service
-from tests.cli.test_cli import Desk, Said, folder, syncd
+from tests.cli.test_cli import Desk, Said, desk, folder, syncd
 from tests.faults.harness import Pair, fault
 
-__all__ = ["folder"]
+__all__ = ["desk", "folder"]
 
 URL = "https://syncd.example.com"
 HERE = f"{URL}/webhooks/nordhaus/propstreet"
-
-
-@pytest.fixture
-def desk(engine: Engine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
-    monkeypatch.setenv("SYNCD_DATABASE_URL", engine.url.render_as_string(hide_password=False))
-    with ExitStack() as stack:
-        yield Desk(folder, Service(engine), stack)
-    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -60,7 +60,6 @@ BLUR: Final = {
 }
 #: What a relation is visited below, where only visits show it.
 PARENTS: Final = {"employment": "contact", "deal_contact": "deal"}
-CRM_STAGES: Final = ("early", "offer", "talks")
 _ADDED: Final = ("company", "contact", "contact", "deal", "employment", "deal_contact", "deal_contact")
 CLASSES: Final = ("contacted", "interested", "bidder", "buyer", "declined")
 LOG: Final = structlog.wrap_logger(None, processors=[lambda *_: (_ for _ in ()).throw(structlog.DropEvent)])

@@ -9,13 +9,14 @@ from random import Random
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert
+from sqlalchemy import Engine, insert, text
 from sqlalchemy.exc import DBAPIError
 
 from syncd.core.model import KINDS, Side
 from syncd.errors import LeaseLostError
 from syncd.state import schema as s
 from syncd.state.lease import TTL_SECONDS, Lease
+from syncd.state.postgres import PostgresRows
 from syncd.state.rows import Place, Row, Rows
 from syncd.state.store import Told
 from tests.engine.world import PostgresState, State
@@ -698,3 +699,13 @@ def test_both_answer_every_question_alike_whatever_was_told_before(engine: Engin
 def test_the_kinds_stand_in_one_order() -> None:
     """Both keepers count by it."""
     assert KINDS == ("company", "contact", "employment", "deal", "deal_contact")
+
+
+def test_a_listing_holds_no_transaction_open_between_two_pages(engine: Engine) -> None:
+    """A vendor may take minutes over the next page; nothing in the database waits for that."""
+    open_ones = text("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'")
+    with PostgresRows(engine, "t/crm").listing(Side.LEFT, "contact") as listing:
+        listing.add(["a"])
+        with engine.connect() as tx:
+            assert tx.execute(open_ones).scalar_one() == 0
+        assert listing.missing() == []

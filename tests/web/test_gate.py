@@ -17,7 +17,6 @@ from syncd.web import gate, pages
 from syncd.web.site import Site
 from tests.web.visits import HOST, TOKENS, Browser, Office, office, with_tokens
 
-STATIC = {"/static/syncd.css", "/static/syncd.js"}
 PROXY = {"trusted": ["10.0.0.0/8", "fd00::/8"], "roles": {"crm-admins": "operator", "staff": "viewer"}}
 
 
