@@ -23,7 +23,7 @@ from syncd.core.watermark import within
 from syncd.engine.context import Context, System
 from syncd.errors import SyncdError
 from syncd.state.rows import Listing
-from syncd.state.store import FeedRow
+from syncd.state.store import NO_FEED, FeedRow, Told
 
 DEEP_EVERY_SECONDS = 3_600.0
 #: A sweep may cost this many seconds of quiet for each call it takes, so that it stays a small share.
@@ -47,10 +47,26 @@ class DoubtedError(SyncdError):
         self.side, self.kind, self.missing = side, kind, missing
 
 
+@dataclass(frozen=True, slots=True)
+class Outset:
+    """What a run finds of both sides before it pulls: how far its feeds are, and what webhooks spoke of.
+
+    Of what they speak of meanwhile the next run hears: it is theirs that woke it.
+    """
+
+    feeds: Mapping[tuple[Side, str], FeedRow]
+    told: Mapping[tuple[Side, str], Mapping[str, Told]]
+
+    @classmethod
+    def of(cls, ctx: Context) -> Outset:
+        return cls(ctx.store.feeds(), ctx.store.dirty())
+
+
 def drain(
     ctx: Context,
     side: Side,
     group: Sequence[str],
+    outset: Outset,
     *,
     plan_id: str | None,
     anew_before: datetime | None,
@@ -67,14 +83,14 @@ def drain(
         return
     started_at = ctx.now()
     calls_before = system.courier.calls.total()
-    feeds = {kind: ctx.store.feed(side, kind) for kind in kinds}
+    feeds = {kind: outset.feeds.get((side, kind), NO_FEED) for kind in kinds}
     lead = feeds[kinds[0]]
     whole = {kind: _is_whole(ctx, feeds[kind], started_at, anew_before) for kind in kinds}
     is_deep = _is_due(lead.deep_at, started_at, DEEP_EVERY_SECONDS)
     quiet = lead.cost * SWEEP_SECONDS_PER_CALL if lead.cost > CHEAP_SWEEP else 0.0
     is_sweep = is_sweep_forced or _is_due(lead.swept_at, started_at, quiet)
     child = next((kind for kind in kinds if system.kind(kind).is_child), None)
-    told = ctx.store.dirty(side, kinds)
+    told = {kind: ids for kind in kinds if (ids := outset.told.get((side, kind)))}
     among: Collection[str] | None = None
     if child is not None and system.kind(child).is_swept and not is_sweep:
         if kinds == (child,):

@@ -20,7 +20,7 @@ from syncd.core.model import RELATIONS, Address, Record, Side
 from syncd.engine.apply import apply_plan, recover
 from syncd.engine.context import Context
 from syncd.engine.draft import Draft, draft_kind, draft_missing, draft_unread, proof
-from syncd.engine.pull import DoubtedError, drain, read_again, read_erased, seek_stranded
+from syncd.engine.pull import DoubtedError, Outset, drain, read_again, read_erased, seek_stranded
 from syncd.engine.undo import draft_undo
 from syncd.errors import HaltedError, PlanMovedError
 from syncd.state.history import RunRow
@@ -69,13 +69,14 @@ def execute(ctx: Context, order: Order) -> str | None:
 
 
 def _pull_and_draft(ctx: Context, draft: Draft, order: Order) -> None:
+    outset = Outset.of(ctx)
     pulled: set[tuple[Side, str]] = set()
     for kind in ctx.kinds:
         for side in Side:
             if (side, kind) not in pulled:
                 group = next(g for g in ctx.systems[side].capabilities.pull_groups if kind in g)
                 drain(
-                    ctx, side, group,
+                    ctx, side, group, outset,
                     plan_id=draft.plan_id, anew_before=order.anew_before, is_sweep_forced=order.is_sweep,
                 )  # fmt: skip
                 pulled |= {(side, each) for each in group}
@@ -163,12 +164,13 @@ def execute_plan(ctx: Context, plan_id: str, on_verified: Callable[[], None] = l
     """
     recover(ctx, plan_id)
     entries = list_kinds(ctx, plan_id)
+    outset = Outset.of(ctx)
     for side in Side:
         for group in ctx.systems[side].capabilities.pull_groups:
             if any(kind in entries for kind in group):
                 # A listing that is not believed took nothing away, and what this plan touches is read by id.
                 with suppress(DoubtedError):
-                    drain(ctx, side, group, plan_id=plan_id, anew_before=None, is_sweep_forced=False)
+                    drain(ctx, side, group, outset, plan_id=plan_id, anew_before=None, is_sweep_forced=False)
     _verify(ctx, plan_id)
     on_verified()
     _apply(ctx, plan_id, "apply")

@@ -6,12 +6,10 @@ pair's row and compares the token first, so work under a lost lease cannot commi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, Engine, func, or_, select, update
+from sqlalchemy import Connection, Engine, bindparam, func, or_, select, update
 
 from syncd.errors import LeaseLostError, NotFoundError
 from syncd.state.schema import pair, run
@@ -28,6 +26,7 @@ SKEW_SECONDS = 300
 
 
 _IDLE = func.set_config("idle_in_transaction_session_timeout", f"{IDLE_SECONDS}s", True)
+_OWN = select(pair.c.fence, _IDLE).where(pair.c.id == bindparam("pair")).with_for_update(read=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +46,12 @@ def acquire(engine: Engine, pair_id: str, holder: str, at: datetime, *, ttl_seco
     """
     latest = at + timedelta(seconds=ttl_seconds + SKEW_SECONDS)
     until = pair.c.leased_until
-    with _brief(engine) as tx:
+    with engine.begin() as tx:
         fence = tx.execute(
             update(pair)
             .where(pair.c.id == pair_id, or_(until.is_(None), until <= at, until > latest))
             .values(holder=holder, fence=pair.c.fence + 1, leased_until=at + timedelta(seconds=ttl_seconds))
-            .returning(pair.c.fence)
+            .returning(pair.c.fence, _IDLE)
         ).scalar()
         if fence is None:
             if tx.execute(select(pair.c.id).where(pair.c.id == pair_id)).scalar() is None:
@@ -66,7 +65,7 @@ def acquire(engine: Engine, pair_id: str, holder: str, at: datetime, *, ttl_seco
 
 def renew(engine: Engine, lease: Lease, at: datetime, *, ttl_seconds: int = TTL_SECONDS) -> None:
     """Hold on for another ``ttl_seconds`` from ``at``. Raises LeaseLostError if another worker took over."""
-    with _brief(engine) as tx:
+    with alone(engine) as tx:
         renewed = tx.execute(
             update(pair)
             .where(pair.c.id == lease.pair, pair.c.fence == lease.fence)
@@ -78,7 +77,7 @@ def renew(engine: Engine, lease: Lease, at: datetime, *, ttl_seconds: int = TTL_
 
 def release(engine: Engine, lease: Lease) -> None:
     """Let others have the pair at once; nothing happens if it is lost already."""
-    with _brief(engine) as tx:
+    with alone(engine) as tx:
         tx.execute(
             update(pair)
             .where(pair.c.id == lease.pair, pair.c.fence == lease.fence)
@@ -86,16 +85,13 @@ def release(engine: Engine, lease: Lease) -> None:
         )
 
 
-@contextmanager
-def _brief(engine: Engine) -> Iterator[Connection]:
-    with engine.begin() as tx:
-        tx.execute(select(_IDLE))
-        yield tx
+def alone(engine: Engine) -> Connection:
+    """A connection on which each statement stands alone: to begin and end a transaction for one is two more trips."""
+    return engine.execution_options(isolation_level="AUTOCOMMIT").connect()
 
 
 def prove(tx: Connection, lease: Lease) -> None:
     """Inside a transaction: hold the pair's row and check that the lease is still ours. Raises LeaseLostError."""
-    own = select(pair.c.fence, _IDLE).where(pair.c.id == lease.pair)
-    fence = tx.execute(own.with_for_update(read=True)).scalar()
+    fence = tx.execute(_OWN, {"pair": lease.pair}).scalar()
     if fence != lease.fence:
         raise LeaseLostError(f"{lease.pair}: another worker took over")

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from functools import cache
 from typing import Any, Literal
 
 from sqlalchemy import (
     ARRAY,
+    Boolean,
     ColumnElement,
     Connection,
     Engine,
+    Integer,
     Text,
     and_,
+    any_,
+    bindparam,
     case,
     column,
     delete,
@@ -53,22 +58,23 @@ class PostgresRows:
         self.pair = pair
         # One statement sees one state by itself: to begin and end a transaction for it is two more trips.
         self._looking = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._lease: Lease | None = None
+        self._begun = ExitStack()
         self._tx: Connection | None = None
         self._added: Counter[str] = Counter()
         self._known_size: dict[str, int] = {}
 
     @contextmanager
     def transaction(self, lease: Lease) -> Iterator[None]:
-        if self._tx is not None:
+        if self._lease is not None:
             yield
             return
-        with self.engine.begin() as tx:
-            prove(tx, lease)
-            self._tx = tx
-            try:
+        self._lease = lease
+        try:
+            with ExitStack() as self._begun:
                 yield
-            finally:
-                self._tx = None
+        finally:
+            self._lease = self._tx = None
         self._tell_planner()
 
     def _tell_planner(self) -> None:
@@ -85,8 +91,13 @@ class PostgresRows:
 
     @property
     def _writing(self) -> Connection:
-        if self._tx is None:
+        """The transaction, which begins with its first write: mostly there is nothing to write."""
+        if self._lease is None:
             raise RuntimeError("rows are written inside a transaction, which proves the lease")
+        if self._tx is None:
+            tx = self._begun.enter_context(self.engine.begin())
+            prove(tx, self._lease)
+            self._tx = tx
         return self._tx
 
     @contextmanager
@@ -97,28 +108,32 @@ class PostgresRows:
             with self._looking.connect() as connection:
                 yield connection
 
-    def _all(self, statement: Any) -> list[Row]:
+    def _all(self, statement: Any, **given: object) -> list[Row]:
         with self._reading() as tx:
-            return _fetched(tx, statement)
+            return _fetched(tx, statement, {"pair": self.pair, **given})
+
+    def _tuples(self, statement: Any, **given: object) -> list[tuple[Any, ...]]:
+        with self._reading() as tx:
+            return [tuple(row) for row in tx.execute(statement, {"pair": self.pair, **given})]
 
     # --- feeds ------------------------------------------------------------------------
 
     def feeds(self, side: Side, kind: str, parents: Collection[str]) -> list[Row]:
-        rows = self._all(
-            select(s.feed).where(
-                s.feed.c.pair == self.pair, s.feed.c.side == side, s.feed.c.kind == kind,
-                one_of(s.feed.c.parent, parents),
-            )
-        )  # fmt: skip
+        rows = self._all(_FEEDS, side=side, kind=kind, parents=list(parents))
         return sorted(rows, key=lambda row: str(row["parent"]))
 
+    def all_feeds(self) -> list[Row]:
+        return sorted(self._all(_TOP_FEEDS), key=lambda row: (row["side"], row["kind"]))
+
     def save_feeds(self, rows: Sequence[Row]) -> None:
-        upsert_many(self._writing, s.feed, rows)
+        if rows:
+            upsert_many(self._writing, s.feed, rows)
 
     def forget_visits(self, side: Side, kind: str, latest: datetime) -> None:
         feed = s.feed.c
-        wrong = (feed.pair == self.pair, feed.side == side, feed.kind == kind, feed.visited_at > latest)
-        self._writing.execute(update(s.feed).where(*wrong).values(visited_at=None))
+        if self._tuples(_VISITED_AHEAD, side=side, kind=kind, latest=latest):
+            wrong = (feed.pair == self.pair, feed.side == side, feed.kind == kind, feed.visited_at > latest)
+            self._writing.execute(update(s.feed).where(*wrong).values(visited_at=None))
 
     def parents(
         self,
@@ -132,40 +147,15 @@ class PostgresRows:
         limit: int,
         among: Collection[str] | None = None,
     ) -> list[Row]:
-        kind = "contact" if child == "employment" else "deal"
-        own_id, facts = _own(s.link, side, "id"), _own(s.link, side, "facts")
-        gone = exists().where(*self._seen(side, kind), s.sighting.c.id == own_id, s.sighting.c.is_deleted)
-        linked = select(own_id.label("id"), facts["locked"].has_key("*").label("is_closed")).where(
-            *self._of(s.link, kind), ~gone
-        )
-        planned = select(s.operation.c.source_id, literal(False)).where(*_creates(plan_id, kind, side.other))
-        known, feed = linked.union(planned).subquery(), s.feed.c
-        is_own = and_(
-            feed.pair == self.pair, feed.side == side, feed.kind == child, feed.parent == known.c.id
-        )  # fmt: skip
-        below, seen = s.link.alias("below"), s.sighting.alias("seen")
-        has_children = or_(
-            exists().where(*self._of(below, child), _own(below, side, "parent") == known.c.id),
-            exists().where(*self._of(seen, child), seen.c.side == side, seen.c.parent == known.c.id),
-        )
-        is_due = func.coalesce(feed.hints > feed.heard, False)
-        visited_at = case((is_due, _EPOCH), else_=func.coalesce(feed.visited_at, _EPOCH))
-        order = (and_(known.c.is_closed, ~is_due), visited_at, known.c.id)
-        statement = select(
-            known.c.id, feed.watermark, known.c.is_closed, has_children.label("has_children"),
-            func.coalesce(feed.hints, 0).label("hints"), is_due.label("is_due"), visited_at.label("visited_at"),
-        ).outerjoin(s.feed, is_own)  # fmt: skip
-        if visited_before is not None:
-            statement = statement.where(or_(feed.visited_at.is_(None), feed.visited_at < visited_before))
-        if closed_before is not None:
-            statement = statement.where(
-                or_(~known.c.is_closed, is_due, feed.visited_at.is_(None), feed.visited_at < closed_before)
-            )
-        if among is not None:
-            statement = statement.where(one_of(known.c.id, among))
-        if after is not None:
-            statement = statement.where(tuple_(*order) > tuple_(*(literal(each) for each in after)))
-        return self._all(statement.order_by(*order).limit(limit))
+        bounds = {
+            "visited_before": visited_before,
+            "closed_before": closed_before,
+            "among": None if among is None else list(among),
+        }
+        given = {name: value for name, value in bounds.items() if value is not None}
+        place = after._asdict() if after is not None else {}
+        statement = _parents(side, child, frozenset(given), is_going_on=after is not None)
+        return self._all(statement, plan=plan_id, limit=limit, **given, **place)
 
     def holders(self, side: Side, kind: str, key: str, ids: Collection[str]) -> list[Address]:
         own_id, own_parent, facts = (_own(s.link, side, each) for each in ("id", "parent", "facts"))
@@ -177,11 +167,8 @@ class PostgresRows:
         )
         return _addresses(self._all(linked.union(seen)))
 
-    def dirty(self, side: Side, kinds: Collection[str]) -> list[Row]:
-        told = (s.dirty.c.pair == self.pair, s.dirty.c.side == side, one_of(s.dirty.c.kind, kinds))
-        dirty = s.dirty.c
-        rows = self._all(select(dirty.kind, dirty.id, dirty.hints, dirty.heard_at).where(*told))
-        return sorted(rows, key=lambda row: (row["kind"], row["id"]))
+    def dirty(self) -> list[Row]:
+        return sorted(self._all(_DIRTY), key=lambda row: (row["side"], row["kind"], row["id"]))
 
     def drop_dirty(self, side: Side, kind: str, read: Mapping[str, int]) -> None:
         told = (s.dirty.c.pair == self.pair, s.dirty.c.side == side, s.dirty.c.kind == kind)
@@ -195,48 +182,24 @@ class PostgresRows:
     # --- sightings --------------------------------------------------------------------
 
     def sightings(self, side: Side, kind: str, ids: Collection[str]) -> list[Row]:
-        return _by_id(self._all(select(s.sighting).where(*self._seen(side, kind, ids)))) if ids else []
+        return _by_id(self._all(_SIGHTINGS, side=side, kind=kind, ids=list(ids))) if ids else []
 
     def unmatched(self, side: Side, kind: str, after: str, limit: int) -> list[Row]:
-        return self._all(
-            select(s.sighting)
-            .where(
-                *self._seen(side, kind),
-                ~s.sighting.c.is_linked,
-                s.sighting.c.state == "new",
-                s.sighting.c.id > after,
-            )
-            .order_by(s.sighting.c.id)
-            .limit(limit)
-        )
+        return self._all(_UNMATCHED, side=side, kind=kind, after=after, limit=limit)
 
     def retired(self, side: Side, kind: str) -> list[Row]:
-        return _by_id(self._all(select(s.sighting).where(*self._seen(side, kind), s.sighting.c.state == "retired")))
+        return _by_id(self._all(_RETIRED, side=side, kind=kind))
 
     def stirs(self, kind: str, *, with_marks: bool) -> bool:
-        seen, review = s.sighting.c, s.match_review.c
-        is_awake = or_(seen.is_linked, seen.is_deleted, seen.state.in_(["new", "retired"]))
-        looks = [
-            exists().where(*self._of(s.sighting, kind), is_awake),
-            exists().where(*self._of(s.match_review, kind), review.answer.is_not(None)),
-        ]
-        if with_marks:
-            looks.append(exists().where(*self._of(s.link, kind), ~s.link.c.is_marked))
-        with self._reading() as tx:
-            return bool(tx.execute(select(or_(*looks))).scalar())
+        return bool(self._tuples(_stirs(with_marks), kind=kind)[0][0])
 
     def merged_away(self, side: Side, kind: str) -> list[tuple[str, str]]:
-        merged_into = s.sighting.c.facts["merged_into"].astext
-        rows = self._all(
-            select(s.sighting.c.id, merged_into.label("survivor")).where(
-                *self._seen(side, kind), s.sighting.c.is_deleted, merged_into.is_not(None)
-            )
-        )
-        return [(row["id"], row["survivor"]) for row in _by_id(rows)]
+        return sorted((id_, survivor) for id_, survivor in self._tuples(_MERGED_AWAY, side=side, kind=kind))
 
     def save_sightings(self, rows: Sequence[Row]) -> None:
-        upsert_many(self._writing, s.sighting, rows)
-        self._added["sighting"] += len(rows)
+        if rows:
+            upsert_many(self._writing, s.sighting, rows)
+            self._added["sighting"] += len(rows)
 
     def update_sightings(self, side: Side, kind: str, ids: Collection[str], changes: Row) -> None:
         if ids:
@@ -265,11 +228,7 @@ class PostgresRows:
     # --- links ------------------------------------------------------------------------
 
     def links(self, side: Side, kind: str, ids: Collection[str]) -> list[Row]:
-        if not ids:
-            return []
-        return _by_id(
-            self._all(select(s.link).where(*self._of(s.link, kind), one_of(_own(s.link, side, "id"), ids)))
-        )  # fmt: skip
+        return _by_id(self._all(_links(side), kind=kind, ids=list(ids))) if ids else []
 
     def link(self, link_id: int) -> Row | None:
         return next(iter(self._all(select(s.link).where(s.link.c.id == link_id))), None)
@@ -277,42 +236,13 @@ class PostgresRows:
     def linked(self, side: Side, kind: str, ids: Collection[str]) -> list[Joined]:
         if not ids:
             return []
-        left, right = s.sighting.alias("l"), s.sighting.alias("r")
-        statement = self._joined(kind, left, right, is_linked=False)
-        found = self._read_joined(statement.where(one_of(_own(s.link, side, "id"), ids)))
+        found = self._joined(_linked(side), kind=kind, ids=list(ids))
         return sorted(found, key=lambda each: int(each.link["id"]))
 
     def unsettled(self, kind: str, after: int, limit: int, at: datetime, *, with_marks: bool) -> list[Joined]:
-        left, right = s.sighting.alias("l"), s.sighting.alias("r")
-        conditions: list[Any] = [left.c.id.is_not(None), right.c.id.is_not(None)]
-        if with_marks:
-            conditions.append(~s.link.c.is_marked)
-        return self._read_joined(
-            self._joined(kind, left, right, is_linked=True)
-            .where(s.link.c.id > after, or_(*conditions))
-            .where(s.link.c.state != LinkState.DEAD)
-            .where(or_(s.link.c.next_attempt_at.is_(None), s.link.c.next_attempt_at <= at))
-            .order_by(s.link.c.id)
-            .limit(limit)
-        )
+        return self._joined(_unsettled(with_marks), kind=kind, after=after, limit=limit, at=at)
 
-    def _joined(self, kind: str, left: Any, right: Any, *, is_linked: bool) -> Any:
-        """Links with what was seen of both sides; with ``is_linked`` only sightings that know of their link."""
-
-        def seen(alias: Any, side: Side) -> Any:
-            known = (alias.c.is_linked,) if is_linked else ()
-            return and_(*self._of(alias, kind), alias.c.side == side, alias.c.id == _own(s.link, side, "id"), *known)
-
-        return (
-            select(s.link, *_labelled(left, "l_"), *_labelled(right, "r_"))
-            .outerjoin(left, seen(left, Side.LEFT))
-            .outerjoin(right, seen(right, Side.RIGHT))
-            .where(*self._of(s.link, kind))
-        )
-
-    def _read_joined(self, statement: Any) -> list[Joined]:
-        with self._reading() as tx:
-            rows = [tuple(row) for row in tx.execute(statement)]
+    def _joined(self, statement: Any, **given: object) -> list[Joined]:
         own, each = len(_LINK), len(_SIGHTING)
         return [
             Joined(
@@ -320,23 +250,20 @@ class PostgresRows:
                 _sighted(row[own : own + each]),
                 _sighted(row[own + each :]),
             )
-            for row in rows
+            for row in self._tuples(statement, **given)
         ]
 
     def counterparts(self, kind: str, side: Side, ids: Collection[str]) -> dict[str, str]:
-        if not ids:
-            return {}
-        own_id, other_id = _own(s.link, side, "id"), _own(s.link, side.other, "id")
-        with self._reading() as tx:
-            rows = tx.execute(select(own_id, other_id).where(*self._of(s.link, kind), one_of(own_id, ids))).all()
-        return {row[0]: row[1] for row in rows}
+        return dict(self._tuples(_counterparts(side), kind=kind, ids=list(ids))) if ids else {}
 
     def insert_links(self, rows: Sequence[Row]) -> None:
-        insert_many(self._writing, s.link, rows)
-        self._added["link"] += len(rows)
+        if rows:
+            insert_many(self._writing, s.link, rows)
+            self._added["link"] += len(rows)
 
     def update_links(self, rows: Sequence[Row]) -> None:
-        update_many(self._writing, s.link, rows)
+        if rows:
+            update_many(self._writing, s.link, rows)
 
     def delete_links(self, kind: str, left_ids: Collection[str], right_ids: Collection[str]) -> list[Row]:
         statement = delete(s.link).where(
@@ -359,30 +286,11 @@ class PostgresRows:
     # --- both -------------------------------------------------------------------------
 
     def known_children(self, side: Side, kind: str, parents: Collection[str]) -> list[tuple[Address, bool]]:
-        own_id, own_parent = _own(s.link, side, "id"), _own(s.link, side, "parent")
-        linked = select(literal(0).label("turn"), own_id.label("id"), own_parent.label("parent"), literal(False)).where(
-            *self._of(s.link, kind), one_of(own_parent, parents)
-        )
-        seen = select(literal(1), s.sighting.c.id, s.sighting.c.parent, s.sighting.c.is_deleted).where(
-            *self._seen(side, kind), one_of(s.sighting.c.parent, parents)
-        )
-        with self._reading() as tx:
-            rows = sorted((row[0], row[1], row[2], row[3]) for row in tx.execute(union_all(linked, seen)))
+        rows = sorted(self._tuples(_known_children(side), kind=kind, parents=list(parents)))
         return [(Address(id_, parent), is_gone) for _, id_, parent, is_gone in rows]
 
     def stranded(self, side: Side, kind: str, above: str, limit: int) -> list[str]:
-        up = s.link.alias("up")
-        own_id, own_parent = _own(s.link, side, "id"), _own(s.link, side, "parent")
-        is_itself = _own(up, side, "facts")["merged_into"].astext.is_(None)
-        is_below = exists().where(*self._of(up, above), _own(up, side, "id") == own_parent, is_itself)
-        statement = select(own_id).where(
-            *self._of(s.link, kind),
-            one_of(s.link.c.state, [LinkState.IN_STEP, LinkState.PENDING]),
-            own_parent.is_not(None),
-            ~is_below,
-        )
-        with self._reading() as tx:
-            return list(tx.execute(statement.order_by(own_id).limit(limit)).scalars())
+        return [row[0] for row in self._tuples(_stranded(side), kind=kind, above=above, limit=limit)]
 
     def count_known(self, side: Side, kind: str) -> int:
         linked = select(func.count()).select_from(s.link).where(*self._of(s.link, kind))
@@ -391,11 +299,7 @@ class PostgresRows:
             return int(tx.execute(linked).scalar_one() + tx.execute(alone).scalar_one())
 
     def count_links(self) -> dict[str, int]:
-        with self._reading() as tx:
-            rows = tx.execute(
-                select(s.link.c.kind, func.count()).where(s.link.c.pair == self.pair).group_by(s.link.c.kind)
-            ).all()
-        return {row[0]: row[1] for row in rows}
+        return dict(self._tuples(_LINKS_BY_KIND))
 
     @contextmanager
     def listing(self, side: Side, kind: str) -> Iterator[Listing]:
@@ -542,7 +446,8 @@ class PostgresRows:
             self._writing.execute(update(s.conflict).where(one_of(s.conflict.c.id, ids)).values(changes))
 
     def insert_changes(self, rows: Sequence[Row]) -> None:
-        insert_many(self._writing, s.change_log, rows)
+        if rows:
+            insert_many(self._writing, s.change_log, rows)
 
     def deletes_since(self, at: datetime) -> dict[tuple[str, Side], int]:
         log, run = s.change_log.c, s.run.c
@@ -560,8 +465,7 @@ class PostgresRows:
     # --- holds ------------------------------------------------------------------------
 
     def holds(self) -> list[Row]:
-        rows = self._all(select(s.hold).where(s.hold.c.pair == self.pair))
-        return sorted(rows, key=lambda row: (row["kind"], row["side"], row["record_id"]))
+        return sorted(self._all(_HOLDS), key=lambda row: (row["kind"], row["side"], row["record_id"]))
 
     def save_holds(self, rows: Sequence[Row]) -> None:
         upsert_many(self._writing, s.hold, rows)
@@ -604,16 +508,19 @@ class PostgresRows:
 
     def _discard(self, which: ColumnElement[bool], at: datetime) -> None:
         plans = and_(s.plan.c.pair == self.pair, which)
-        of_these = and_(s.operation.c.plan.in_(select(s.plan.c.id).where(plans)), s.operation.c.state == "planned")
-        self._writing.execute(update(s.operation).where(of_these).values(EMPTIED))
-        self._writing.execute(update(s.plan).where(plans).values(state="discarded", ended_at=at))
+        if ids := [row[0] for row in self._tuples(select(s.plan.c.id).where(plans))]:
+            of_these = and_(one_of(s.operation.c.plan, ids), s.operation.c.state == "planned")
+            self._writing.execute(update(s.operation).where(of_these).values(EMPTIED))
+            self._writing.execute(update(s.plan).where(one_of(s.plan.c.id, ids)).values(state="discarded", ended_at=at))
 
     def insert_operations(self, rows: Sequence[Row]) -> None:
-        insert_many(self._writing, s.operation, rows)
-        self._added["operation"] += len(rows)
+        if rows:
+            insert_many(self._writing, s.operation, rows)
+            self._added["operation"] += len(rows)
 
     def update_operations(self, rows: Sequence[Row]) -> None:
-        update_many(self._writing, s.operation, rows)
+        if rows:
+            update_many(self._writing, s.operation, rows)
 
     def operations(self, plan_id: str, state: str | None) -> Iterator[Row]:
         return operations_of(self.engine, plan_id, state)
@@ -636,11 +543,7 @@ class PostgresRows:
         )
 
     def open_operations(self) -> list[Row]:
-        return self._all(
-            select(s.operation)
-            .where(s.operation.c.pair == self.pair, s.operation.c.state.in_(["intended", "sent"]))
-            .order_by(s.operation.c.id)
-        )
+        return self._all(_OPEN_OPERATIONS)
 
     def planned_sources(self, plan_id: str, kind: str, side: Side, ids: Collection[str]) -> set[str]:
         if not ids:
@@ -720,13 +623,191 @@ def operations_of(engine: Engine, plan_id: str, state: str | None = None) -> Ite
             yield dict(row)
 
 
+# --- statements that every run asks; each is built once, since that costs more than to carry it out -------------
+
+
+def _of_pair(source: Any, *, side: Any = None, kind: Any = None) -> tuple[Any, ...]:
+    """Rows of the pair that is given, and of the ``kind`` that is given or named here; with ``side`` of that side."""
+    found = (source.c.pair == bindparam("pair"), source.c.kind == (bindparam("kind") if kind is None else kind))
+    return found if side is None else (*found, source.c.side == side)
+
+
+def _is_given(of: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    return of == any_(bindparam(name, type_=ARRAY(of.type)))
+
+
+_SIDE = bindparam("side", type_=Text)
+_TOP_FEEDS = select(s.feed).where(s.feed.c.pair == bindparam("pair"), s.feed.c.parent == "")
+_FEEDS = select(s.feed).where(*_of_pair(s.feed, side=_SIDE), _is_given(s.feed.c.parent, "parents"))
+_VISITED_AHEAD = (
+    select(s.feed.c.parent).where(*_of_pair(s.feed, side=_SIDE), s.feed.c.visited_at > bindparam("latest")).limit(1)
+)
+_DIRTY = select(s.dirty.c.side, s.dirty.c.kind, s.dirty.c.id, s.dirty.c.hints, s.dirty.c.heard_at).where(
+    s.dirty.c.pair == bindparam("pair")
+)
+_SIGHTINGS = select(s.sighting).where(*_of_pair(s.sighting, side=_SIDE), _is_given(s.sighting.c.id, "ids"))
+_UNMATCHED = (
+    select(s.sighting)
+    .where(
+        *_of_pair(s.sighting, side=_SIDE),
+        ~s.sighting.c.is_linked,
+        s.sighting.c.state == "new",
+        s.sighting.c.id > bindparam("after"),
+    )
+    .order_by(s.sighting.c.id)
+    .limit(bindparam("limit", type_=Integer))
+)
+_RETIRED = select(s.sighting).where(*_of_pair(s.sighting, side=_SIDE), s.sighting.c.state == "retired")
+_INTO = s.sighting.c.facts["merged_into"].astext
+_MERGED_AWAY = select(s.sighting.c.id, _INTO).where(
+    *_of_pair(s.sighting, side=_SIDE), s.sighting.c.is_deleted, _INTO.is_not(None)
+)
+_LINKS_BY_KIND = select(s.link.c.kind, func.count()).where(s.link.c.pair == bindparam("pair")).group_by(s.link.c.kind)
+_HOLDS = select(s.hold).where(s.hold.c.pair == bindparam("pair"))
+_OPEN_OPERATIONS = (
+    select(s.operation)
+    .where(s.operation.c.pair == bindparam("pair"), s.operation.c.state.in_(["intended", "sent"]))
+    .order_by(s.operation.c.id)
+)
+
+
+@cache
+def _links(side: Side) -> Any:
+    return select(s.link).where(*_of_pair(s.link), _is_given(_own(s.link, side, "id"), "ids"))
+
+
+@cache
+def _counterparts(side: Side) -> Any:
+    own_id, other_id = _own(s.link, side, "id"), _own(s.link, side.other, "id")
+    return select(own_id, other_id).where(*_of_pair(s.link), _is_given(own_id, "ids"))
+
+
+@cache
+def _linked(side: Side) -> Any:
+    statement, _, _ = _with_sightings(is_linked=False)
+    return statement.where(_is_given(_own(s.link, side, "id"), "ids"))
+
+
+@cache
+def _unsettled(with_marks: bool) -> Any:
+    statement, left, right = _with_sightings(is_linked=True)
+    conditions: list[Any] = [left.c.id.is_not(None), right.c.id.is_not(None)]
+    if with_marks:
+        conditions.append(~s.link.c.is_marked)
+    return (
+        statement.where(s.link.c.id > bindparam("after"), or_(*conditions))
+        .where(s.link.c.state != LinkState.DEAD)
+        .where(or_(s.link.c.next_attempt_at.is_(None), s.link.c.next_attempt_at <= bindparam("at")))
+        .order_by(s.link.c.id)
+        .limit(bindparam("limit", type_=Integer))
+    )
+
+
+def _with_sightings(*, is_linked: bool) -> tuple[Any, Any, Any]:
+    """Links with what was seen of both sides; with ``is_linked`` only sightings that know of their link."""
+    left, right = s.sighting.alias("l"), s.sighting.alias("r")
+
+    def seen(alias: Any, side: Side) -> Any:
+        known = (alias.c.is_linked,) if is_linked else ()
+        return and_(*_of_pair(alias, side=side), alias.c.id == _own(s.link, side, "id"), *known)
+
+    statement = (
+        select(s.link, *_labelled(left, "l_"), *_labelled(right, "r_"))
+        .outerjoin(left, seen(left, Side.LEFT))
+        .outerjoin(right, seen(right, Side.RIGHT))
+        .where(*_of_pair(s.link))
+    )
+    return statement, left, right
+
+
+@cache
+def _stirs(with_marks: bool) -> Any:
+    seen, review = s.sighting.c, s.match_review.c
+    is_awake = or_(seen.is_linked, seen.is_deleted, seen.state.in_(["new", "retired"]))
+    looks = [
+        exists().where(*_of_pair(s.sighting), is_awake),
+        exists().where(*_of_pair(s.match_review), review.answer.is_not(None)),
+    ]
+    if with_marks:
+        looks.append(exists().where(*_of_pair(s.link), ~s.link.c.is_marked))
+    return select(or_(*looks))
+
+
+@cache
+def _known_children(side: Side) -> Any:
+    own_id, own_parent = _own(s.link, side, "id"), _own(s.link, side, "parent")
+    linked = select(literal(0).label("turn"), own_id.label("id"), own_parent.label("parent"), literal(False)).where(
+        *_of_pair(s.link), _is_given(own_parent, "parents")
+    )
+    seen = select(literal(1), s.sighting.c.id, s.sighting.c.parent, s.sighting.c.is_deleted).where(
+        *_of_pair(s.sighting, side=side), _is_given(s.sighting.c.parent, "parents")
+    )
+    return union_all(linked, seen)
+
+
+@cache
+def _stranded(side: Side) -> Any:
+    up = s.link.alias("up")
+    own_id, own_parent = _own(s.link, side, "id"), _own(s.link, side, "parent")
+    is_itself = _own(up, side, "facts")["merged_into"].astext.is_(None)
+    is_below = exists().where(
+        *_of_pair(up, kind=bindparam("above", type_=Text)), _own(up, side, "id") == own_parent, is_itself
+    )  # fmt: skip
+    statement = select(own_id).where(
+        *_of_pair(s.link),
+        s.link.c.state.in_([LinkState.IN_STEP, LinkState.PENDING]),
+        own_parent.is_not(None),
+        ~is_below,
+    )
+    return statement.order_by(own_id).limit(bindparam("limit", type_=Integer))
+
+
+@cache
+def _parents(side: Side, child: str, bounds: frozenset[str], *, is_going_on: bool) -> Any:
+    """``bounds`` are those of the arguments of ``Rows.parents`` that are given; ``is_going_on`` after a place."""
+    kind = "contact" if child == "employment" else "deal"
+    own_id, facts = _own(s.link, side, "id"), _own(s.link, side, "facts")
+    gone = exists().where(
+        *_of_pair(s.sighting, side=side, kind=kind), s.sighting.c.id == own_id, s.sighting.c.is_deleted
+    )
+    linked = select(own_id.label("id"), facts["locked"].has_key("*").label("is_closed")).where(
+        *_of_pair(s.link, kind=kind), ~gone
+    )
+    planned = select(s.operation.c.source_id, literal(False)).where(*_creates(bindparam("plan"), kind, side.other))
+    known, feed = linked.union(planned).subquery(), s.feed.c
+    is_own = and_(*_of_pair(s.feed, side=side, kind=child), feed.parent == known.c.id)
+    below, seen = s.link.alias("below"), s.sighting.alias("seen")
+    has_children = or_(
+        exists().where(*_of_pair(below, kind=child), _own(below, side, "parent") == known.c.id),
+        exists().where(*_of_pair(seen, side=side, kind=child), seen.c.parent == known.c.id),
+    )
+    is_due = func.coalesce(feed.hints > feed.heard, False)
+    visited_at = case((is_due, _EPOCH), else_=func.coalesce(feed.visited_at, _EPOCH))
+    order = (and_(known.c.is_closed, ~is_due), visited_at, known.c.id)
+    statement = select(
+        known.c.id, feed.watermark, known.c.is_closed, has_children.label("has_children"),
+        func.coalesce(feed.hints, 0).label("hints"), is_due.label("is_due"), visited_at.label("visited_at"),
+    ).outerjoin(s.feed, is_own)  # fmt: skip
+    if "visited_before" in bounds:
+        statement = statement.where(or_(feed.visited_at.is_(None), feed.visited_at < bindparam("visited_before")))
+    if "closed_before" in bounds:
+        before = or_(feed.visited_at.is_(None), feed.visited_at < bindparam("closed_before"))
+        statement = statement.where(or_(~known.c.is_closed, is_due, before))
+    if "among" in bounds:
+        statement = statement.where(_is_given(known.c.id, "among"))
+    if is_going_on:
+        typed = {"is_late": Boolean(), "visited_at": feed.visited_at.type, "id": Text()}
+        statement = statement.where(tuple_(*order) > tuple_(*(bindparam(name, type_=typed[name]) for name in typed)))
+    return statement.order_by(*order).limit(bindparam("limit", type_=Integer))
+
+
 _LINK = tuple(each.name for each in s.link.c)
 _SIGHTING = tuple(each.name for each in s.sighting.c)
 _SIGHTED_ID = _SIGHTING.index("id")
 
 
-def _fetched(tx: Connection, statement: Any) -> list[Row]:
-    result = tx.execute(statement)
+def _fetched(tx: Connection, statement: Any, given: Mapping[str, object] | None = None) -> list[Row]:
+    result = tx.execute(statement, given)
     names = tuple(result.keys())
     return [dict(zip(names, row, strict=True)) for row in result]
 
@@ -747,7 +828,7 @@ def _overlaps(column_: Any, keys: Collection[str]) -> Any:
     return column_.op("&&")(sql_cast(list(keys), ARRAY(Text)))
 
 
-def _creates(plan_id: str | None, kind: str, side: Side) -> tuple[Any, ...]:
+def _creates(plan_id: Any, kind: str, side: Side) -> tuple[Any, ...]:
     operation = s.operation.c
     return (operation.plan == plan_id, operation.kind == kind, operation.verb == "create", operation.side == side)
 

@@ -57,11 +57,17 @@ class Rows(Protocol):
     def pair(self) -> str: ...
 
     def transaction(self, lease: Lease) -> AbstractContextManager[None]:
-        """All or nothing, after a proof of the lease; one inside another is part of it. Raises LeaseLostError."""
+        """All or nothing; one inside another is part of it. It begins, with a proof of the lease, with its first write.
+
+        That one raises LeaseLostError. Where the proof holds, nobody else can have changed what was read before it.
+        """
 
     # --- feeds ------------------------------------------------------------------------
 
     def feeds(self, side: Side, kind: str, parents: Collection[str]) -> list[Row]: ...
+
+    def all_feeds(self) -> list[Row]:
+        """Those of whole kinds, of both sides; not those below single parents."""
 
     def save_feeds(self, rows: Sequence[Row]) -> None:
         """Insert by primary key, or change the given columns, the same ones in each row; never a watermark back."""
@@ -91,8 +97,8 @@ class Rows(Protocol):
     def forget_visits(self, side: Side, kind: str, latest: datetime) -> None:
         """Visits noted later than ``latest`` were noted by a clock that was wrong, and prove nothing."""
 
-    def dirty(self, side: Side, kinds: Collection[str]) -> list[Row]:
-        """``kind``, ``id``, ``hints`` and ``heard_at`` of what a webhook spoke of, by kind and id."""
+    def dirty(self) -> list[Row]:
+        """``side``, ``kind``, ``id``, ``hints`` and ``heard_at`` of what a webhook spoke of."""
 
     def drop_dirty(self, side: Side, kind: str, read: Mapping[str, int]) -> None:
         """Those of which nothing more was heard than these hints."""

@@ -2,7 +2,7 @@
 
 A ``Store`` belongs to one pair and one lease. It holds every decision about the state and no
 statement: what keeps the rows is ``Rows``. Whatever changes state happens inside
-``transaction()``, which proves the lease first. No method here calls a vendor.
+``transaction()``, which proves the lease before it does. No method here calls a vendor.
 """
 
 from __future__ import annotations
@@ -125,17 +125,17 @@ class Store:
         """By kind the fields that the pair syncs: what a record says of others is no news."""
 
     def transaction(self) -> AbstractContextManager[None]:
-        """One short transaction under the lease. Never hold it across a network call. Raises LeaseLostError."""
+        """One short transaction under the lease, see ``Rows.transaction``. Never hold it across a network call."""
         return self.rows.transaction(self.lease)
 
     # --- feeds ------------------------------------------------------------------------
 
     def feed(self, side: Side, kind: str, parent: str = "") -> FeedRow:
-        for row in self.rows.feeds(side, kind, [parent]):
-            return FeedRow(
-                row["watermark"], row["swept_at"], row["listed_at"], row["deep_at"], row["visited_at"], row["cost"]
-            )
-        return NO_FEED
+        return next((_feed(row) for row in self.rows.feeds(side, kind, [parent])), NO_FEED)
+
+    def feeds(self) -> dict[tuple[Side, str], FeedRow]:
+        """The feeds of whole kinds, by side and kind."""
+        return {(Side(row["side"]), row["kind"]): _feed(row) for row in self.rows.all_feeds()}
 
     def advance(
         self,
@@ -226,11 +226,11 @@ class Store:
             last = rows[-1]
             after = Place(last["is_closed"] and not last["is_due"], last["visited_at"], last["id"])
 
-    def dirty(self, side: Side, kinds: Collection[str]) -> dict[str, dict[str, Told]]:
-        """What webhooks spoke of, by kind and id."""
-        found: dict[str, dict[str, Told]] = {}
-        for row in self.rows.dirty(side, kinds):
-            found.setdefault(row["kind"], {})[row["id"]] = Told(row["hints"], row["heard_at"])
+    def dirty(self) -> dict[tuple[Side, str], dict[str, Told]]:
+        """What webhooks spoke of, by side and kind, and by id."""
+        found: dict[tuple[Side, str], dict[str, Told]] = {}
+        for row in self.rows.dirty():
+            found.setdefault((Side(row["side"]), row["kind"]), {})[row["id"]] = Told(row["hints"], row["heard_at"])
         return found
 
     def drop_dirty(self, side: Side, kind: str, read: Mapping[str, Told]) -> None:
@@ -816,6 +816,10 @@ class Store:
 
     def _open_conflicts(self, link: LinkRow) -> list[Row]:
         return self.rows.open_conflicts(link.kind, link.left.record.id, link.right.record.id)
+
+
+def _feed(row: Row) -> FeedRow:
+    return FeedRow(row["watermark"], row["swept_at"], row["listed_at"], row["deep_at"], row["visited_at"], row["cost"])
 
 
 def _link_row(kind: str, row: Joined) -> LinkRow:

@@ -48,6 +48,8 @@ class Undoing:
     """What the open transaction of a pair would have to take back, if one is open."""
 
     undo: list[Undo] | None = None
+    prove: Callable[[], None] = staticmethod(lambda: None)
+    """Raises what the first write of the transaction ends with, if its lease is lost."""
 
 
 class MemoryTable:
@@ -108,6 +110,8 @@ class MemoryTable:
         undo = self._undoing.undo
         if undo is None:
             raise RuntimeError("rows are written inside a transaction, which proves the lease")
+        if not undo:
+            self._undoing.prove()
         if row is not None:
             self._check(key, row)
         undo.append((self, key, self.rows.get(key)))
@@ -288,12 +292,12 @@ class MemoryState:
             raise LeaseLostError(f"{lease.pair}: another worker took over")
 
     @contextmanager
-    def changing(self, writer: object) -> Iterator[list[Undo]]:
+    def changing(self, writer: object, prove: Callable[[], None] = lambda: None) -> Iterator[list[Undo]]:
         """All that happens to the tables meanwhile happens, or nothing."""
         if self.writer is not None:
             raise ViolationError("a transaction is open on this pair: whoever comes waits for its end")
         undo: list[Undo] = []
-        self.writer, self._undoing.undo = writer, undo
+        self.writer, self._undoing.undo, self._undoing.prove = writer, undo, prove
         try:
             yield undo
         except BaseException:
@@ -409,8 +413,7 @@ class MemoryRows:
         if state.writer is self:
             yield
             return
-        state.prove(lease)
-        with state.changing(self) as undo:
+        with state.changing(self, lambda: state.prove(lease)) as undo:
             yield
             if undo:
                 state.on_commit("before")
@@ -422,6 +425,10 @@ class MemoryRows:
     def feeds(self, side: Side, kind: str, parents: Collection[str]) -> list[Row]:
         feeds = self._t.feed.rows
         return [feeds[side, kind, parent] for parent in sorted(set(parents)) if (side, kind, parent) in feeds]
+
+    def all_feeds(self) -> list[Row]:
+        feeds = self._t.feed.rows
+        return [row for side in Side for kind in KINDS if (row := feeds.get((side, kind, ""))) is not None]
 
     def save_feeds(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -480,13 +487,9 @@ class MemoryRows:
             for place, told in sorted(found, key=itemgetter(0))[:limit]
         ]  # fmt: skip
 
-    def dirty(self, side: Side, kinds: Collection[str]) -> list[Row]:
+    def dirty(self) -> list[Row]:
         rows = self._t.dirty.rows
-        return [
-            {name: rows[key][name] for name in ("kind", "id", "hints", "heard_at")}
-            for key in sorted(rows)
-            if key[0] == side and key[1] in kinds
-        ]
+        return [{name: rows[key][name] for name in ("side", "kind", "id", "hints", "heard_at")} for key in sorted(rows)]
 
     def drop_dirty(self, side: Side, kind: str, read: Mapping[str, int]) -> None:
         for id_, hints in read.items():

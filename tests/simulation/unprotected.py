@@ -9,7 +9,7 @@ count. One that is not found means that the world is too kind.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,6 +28,7 @@ from syncd.core.watermark import within
 from syncd.engine import apply, pull
 from syncd.engine.context import Context
 from syncd.state.journal import Entry, Journal
+from syncd.state.rows import Row
 from syncd.state.store import NO_FEED
 from tests.simulation import vendors
 from tests.simulation.histories import play
@@ -88,7 +89,7 @@ def _no_overlap() -> Iterator[None]:
 def _watermark_first() -> AbstractContextManager[object]:
     drain = pull.drain
 
-    def hasty(ctx: Context, side: Side, group: Sequence[str], **asked: object) -> None:
+    def hasty(ctx: Context, side: Side, group: Sequence[str], outset: pull.Outset, **asked: object) -> None:
         connector = ctx.systems[side].connector
         shown = connector.pull
 
@@ -102,7 +103,7 @@ def _watermark_first() -> AbstractContextManager[object]:
             yield from pages
 
         with patch.object(connector, "pull", noted):
-            drain(ctx, side, group, **asked)  # type: ignore[arg-type]  # handed on as it came
+            drain(ctx, side, group, outset, **asked)  # type: ignore[arg-type]  # handed on as it came
 
     return patch("syncd.engine.run.drain", hasty)
 
@@ -173,9 +174,13 @@ def _no_fence() -> AbstractContextManager[object]:
     return patch.object(MemoryState, "prove", lambda self, lease: None)
 
 
+def _is_of(row: Row, side: Side, kind: str, ids: Container[str]) -> bool:
+    return (row["side"], row["kind"]) == (side, kind) and row["id"] in ids
+
+
 def _word_forgotten() -> AbstractContextManager[object]:
     def drop_dirty(self: MemoryRows, side: Side, kind: str, read: Mapping[str, int]) -> None:
-        drop(self, side, kind, {row["id"]: row["hints"] for row in self.dirty(side, [kind]) if row["id"] in read})
+        drop(self, side, kind, {each["id"]: each["hints"] for each in self.dirty() if _is_of(each, side, kind, read)})
 
     drop = MemoryRows.drop_dirty
     return patch.object(MemoryRows, "drop_dirty", drop_dirty)

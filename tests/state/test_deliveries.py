@@ -74,7 +74,7 @@ def test_a_run_that_drops_what_it_read_and_deliveries_do_not_lock_one_another(li
     store = PostgresState(linked).store(held)
     for turn in range(5):
         deliveries.take(linked, news(f"a{turn}", contact=ids), ["t/crm"], NOW)
-        read = store.dirty(Side.RIGHT, ["contact"])["contact"]
+        read = store.dirty()[Side.RIGHT, "contact"]
         together = Barrier(2)
 
         def hear(turn: int = turn, together: Barrier = together) -> object:

@@ -57,9 +57,13 @@ def test_a_worker_that_lost_its_lease_commits_nothing_more(engine: Engine, pair:
 
 
 def test_a_takeover_waits_for_a_commit_in_hand(engine: Engine, pair: str) -> None:
-    """While one worker commits, the lease cannot change under it."""
-    with store(engine, taken(engine, pair, "one")).transaction(), engine.connect() as other:
+    """While one worker commits, the lease cannot change under it; before its first write it holds nothing up."""
+    held = store(engine, taken(engine, pair, "one"))
+    with held.transaction(), engine.connect() as other:
         other.execute(text("SET lock_timeout = '100ms'"))
+        other.execute(text("UPDATE pair SET name = name"))
+        other.commit()
+        held.advance(Side.LEFT, "deal", "", ["2026-11-20T10:00:00Z"])
         with pytest.raises(DBAPIError):
             other.execute(text("UPDATE pair SET fence = fence + 1"))
 
