@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 
 import platformdirs
 import structlog
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, Row, create_engine, event
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 
 from syncd.config import NotifyConfig, PairConfig, TenantConfig, load_service
@@ -436,15 +436,14 @@ def run_pair(
             config_hash=tenant.fingerprint(pair),
             at=service.now(),
         )
-        _outwait(service, pair_id, log)
-        known = pairs.find(service.engine, pair_id)
+        known = _outwaited(service, pair_id, log)
         is_held = known.approved_at is not None or is_scheduled
         if known.halted_reason is not None and is_held and reason in ("run", "backfill"):
             return replace(nothing, state="halted", plan_id=known.halted_plan, message=known.halted_reason)
         if known.paused_at is not None and reason in ("run", "backfill"):
             message = f"paused by a person; go on with: syncd resume {tenant.tenant} --pair {pair.name}"
             return replace(nothing, state="halted", message=message)
-        if until := pairs.resting_until(service.engine, pair_id, service.now()):
+        if until := pairs.resting_until(known, service.now()):
             return replace(nothing, state="resting", message=f"a vendor asked to be left alone until {until:%F %T} UTC")
         held = lease.acquire(service.engine, pair_id, f"{service.holder}:{service.new_id()[:8]}", service.now())
         if held is None:
@@ -471,15 +470,18 @@ def run_pair(
         return once() if result.is_rotated else result
 
 
-def _outwait(service: Service, pair_id: str, log: Any) -> None:
-    """Wait until a dead worker's lease lapses. One that lives renews it, and is left alone."""
+def _outwaited(service: Service, pair_id: str, log: Any) -> Row[Any]:
+    """What is known of a pair once a dead worker's lease has lapsed. One that lives renews it, and is left alone."""
     longest = timedelta(seconds=lease.TTL_SECONDS + lease.SKEW_SECONDS)
-    until = pairs.find(service.engine, pair_id).leased_until
+    known = pairs.find(service.engine, pair_id)
+    until = known.leased_until
     if until is None or not service.now() < until <= service.now() + longest:
-        return
+        return known
     log.warning("lease.awaited", until=until.isoformat(timespec="seconds"))
-    while service.now() < until and pairs.find(service.engine, pair_id).leased_until == until:
+    while service.now() < until and known.leased_until == until:
         service.sleep(1.0)
+        known = pairs.find(service.engine, pair_id)
+    return known
 
 
 @contextmanager
@@ -888,7 +890,7 @@ def erase_person(
     unknown: list[NotFoundError] = []
     for pair_id in privacy.pairs_of(service.engine, tenant, pair):
         log = structlog.get_logger().bind(pair=pair_id)
-        _outwait(service, pair_id, log)
+        _outwaited(service, pair_id, log)
         held = lease.acquire(service.engine, pair_id, f"{service.holder}:{service.new_id()[:8]}", service.now())
         if held is None:
             raise SyncdError(f"{pair_id}: another worker runs this pair now; try again when it is done")

@@ -251,7 +251,8 @@ class Worker:
         now = self._service.now()
         audited = [t for t in self._tenants.now().tenants if t.enabled and t.audit.enabled]
         found = {f"{t.tenant}/{p.name}": (t, p) for t in audited for p in t.pairs}
-        turn = due((turn for t, p in found.values() for turn in self._turns(t, p, now)), now)
+        last = audits.last_audits(self._service.engine)
+        turn = due((turn for t, p in found.values() for turn in self._turns(t, p, last, now)), now)
         if turn is None:
             return None
         tenant, pair = found[turn.pair]
@@ -262,7 +263,9 @@ class Worker:
             self._log.error("audit.failed", tenant=tenant.tenant, pair=pair.name, kind=turn.kind, problem=str(exc))
         return turn
 
-    def _turns(self, tenant: TenantConfig, pair: PairConfig, now: datetime) -> list[Turn]:
+    def _turns(
+        self, tenant: TenantConfig, pair: PairConfig, audited: Mapping[tuple[str, str], datetime], now: datetime
+    ) -> list[Turn]:
         """The kinds of a pair; none of one that never ran, waits for a person, or asked to be left alone."""
         pair_id = f"{tenant.tenant}/{pair.name}"
         try:
@@ -270,10 +273,9 @@ class Worker:
         except NotFoundError:
             return []
         waits = known.approved_at is None or known.halted_reason is not None or known.paused_at is not None
-        if waits or pairs.resting_until(self._service.engine, pair_id, now) is not None:
+        if waits or pairs.resting_until(known, now) is not None:
             return []
         is_busy = known.leased_until is not None and known.leased_until > now
-        audited = audits.last_audits(self._service.engine)
         return [
             Turn(pair_id, kind, tenant.audit.every, audited.get((pair_id, kind)),
                  is_busy or self._failed(pair_id, kind, now))

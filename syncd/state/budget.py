@@ -8,14 +8,16 @@ a part of the share to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, delete, func, insert, select, text, update
+from sqlalchemy import Connection, Engine, Integer, Text, bindparam, delete, func, insert, or_, select, true
 
 from syncd.state import schema as s
+from syncd.state.bulk import update_many
+from syncd.state.lease import alone
 
 #: A slice is this part of the share, so that several holders take turns often enough.
 SLICES = 10
@@ -39,20 +41,16 @@ class Quota(Protocol):
 @dataclass(slots=True)
 class _Slice:
     id: str
+    bucket: str
     size: int
     left: int
     seconds: float
     fit_until: datetime
     used_at: datetime | None = None
 
-    def give_back(self, tx: Connection) -> None:
-        """What was not used at once, or runs that make few calls each would eat up the share; the rest in time."""
-        row = s.budget.c.holder == self.id
-        if self.used_at is None:
-            tx.execute(delete(s.budget).where(row))
-        else:
-            until = self.used_at + timedelta(seconds=self.seconds)
-            tx.execute(update(s.budget).where(row).values(slice=self.size - self.left, leased_until=until))
+    def counts_until(self) -> datetime:
+        """When the last call that was made of it has left the vendor's window; the past if none was."""
+        return _PAST if self.used_at is None else self.used_at + timedelta(seconds=self.seconds)
 
 
 class Budget:
@@ -83,46 +81,74 @@ class Budget:
                 return
 
     def settle(self) -> None:
-        """Give back what is not used; what is counts until it has left the vendor's window."""
-        with self._engine.begin() as tx:
-            for mine in self._slices.values():
-                for each in mine:
-                    each.give_back(tx)
+        """Give back what is not used at once, or runs that make few calls each would eat up the share.
+
+        What is used counts until it has left the vendor's window.
+        """
+        held = [each for mine in self._slices.values() for each in mine]
+        if held:
+            with alone(self._engine) as tx:
+                self._give_back(tx, held)
         self._slices.clear()
 
     def _take(self, quota: Quota, mine: list[_Slice], lacks: int, at: datetime) -> float:
         share = self._share * ((1.0 - LEFT_FOR_DAILY) if self.is_patient else 1.0)
         most = max(lacks, int(quota.calls * share))
-        here = (s.budget.c.credential == self._account, s.budget.c.bucket == quota.bucket)
+        window = timedelta(seconds=quota.seconds)
+        spent = [each for each in mine if each.left == 0]
+        taken = _Slice(self._new_id(), quota.bucket, 0, 0, quota.seconds, at + window)
         with self._engine.begin() as tx:
             # Whoever asks for the same bucket waits here for a moment, or both would be given the last call.
-            tx.execute(text("SELECT pg_advisory_xact_lock(hashtext(:key))"), {"key": f"{self._account} {quota.bucket}"})
-            for each in [each for each in mine if each.left == 0]:
-                each.give_back(tx)
-                mine.remove(each)
-            # One that ends later than any slice can was taken by a clock that was wrong.
-            latest = at + timedelta(seconds=3 * quota.seconds)
-            gone = (s.budget.c.leased_until <= at) | (s.budget.c.leased_until > latest)
-            held, first, is_any_gone = tx.execute(
-                select(
-                    func.coalesce(func.sum(s.budget.c.slice).filter(~gone), 0),
-                    func.min(s.budget.c.leased_until).filter(~gone),
-                    func.coalesce(func.bool_or(gone), False),
-                ).where(*here)
-            ).one()
-            if is_any_gone:
-                tx.execute(delete(s.budget).where(*here, gone))
-            free = most - held
-            if free < lacks:
-                return max(0.05, float((first - at).total_seconds()))
-            window = timedelta(seconds=quota.seconds)
-            size = min(free, max(lacks, most // SLICES))
-            taken = _Slice(self._new_id(), size, size, quota.seconds, at + window)
-            tx.execute(
-                insert(s.budget).values(
-                    credential=self._account, bucket=quota.bucket, holder=taken.id, slice=size,
-                    leased_until=at + 2 * window,
-                )
-            )  # fmt: skip
+            tx.exec_driver_sql(_WAIT_FOR_TURN, {"key": f"{self._account} {quota.bucket}"})
+            if spent:
+                self._give_back(tx, spent)
+            first, size = tx.execute(
+                _TAKE,
+                {
+                    "account": self._account, "of_bucket": quota.bucket, "id": taken.id, "at": at,
+                    # One that ends later than any slice can was taken by a clock that was wrong.
+                    "latest": at + 3 * window, "until": at + 2 * window,
+                    "most": most, "lacks": lacks, "wanted": max(lacks, most // SLICES),
+                },
+            ).one()  # fmt: skip
+        mine[:] = [each for each in mine if each not in spent]
+        if size is None:
+            return max(0.05, float((first - at).total_seconds()))
+        taken.size = taken.left = size
         mine.append(taken)
         return 0.0
+
+    def _give_back(self, tx: Connection, slices: Sequence[_Slice]) -> None:
+        rows = [
+            {"credential": self._account, "bucket": each.bucket, "holder": each.id,
+             "slice": each.size - each.left, "leased_until": each.counts_until()}
+            for each in slices
+        ]  # fmt: skip
+        update_many(tx, s.budget, rows)
+
+
+_PAST = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+_WAIT_FOR_TURN = "SELECT pg_advisory_xact_lock(hashtext(%(key)s))"
+
+
+def _take() -> Any:
+    """Take a slice if enough is left, and sweep out what is over: (when the next slice is over, what was taken)."""
+    row, whole = s.budget.c, Integer()
+    here = (row.credential == bindparam("account"), row.bucket == bindparam("of_bucket"))
+    gone = or_(row.leased_until <= bindparam("at"), row.leased_until > bindparam("latest"))
+    held = func.coalesce(func.sum(row.slice).filter(~gone), 0)
+    left = select(
+        (bindparam("most", type_=whole) - held).label("calls"), func.min(row.leased_until).filter(~gone).label("first")
+    )
+    free = left.where(*here).cte("free")
+    new = select(
+        bindparam("account", type_=Text), bindparam("of_bucket", type_=Text), bindparam("id", type_=Text),
+        func.least(free.c.calls, bindparam("wanted", type_=whole)), bindparam("until", type_=row.leased_until.type),
+    ).where(free.c.calls >= bindparam("lacks", type_=whole))  # fmt: skip
+    names = ["credential", "bucket", "holder", "slice", "leased_until"]
+    taken = insert(s.budget).from_select(names, new).returning(row.slice).cte("taken")
+    swept = delete(s.budget).where(*here, gone).cte("swept")
+    return select(free.c.first, taken.c.slice).select_from(free.outerjoin(taken, true())).add_cte(swept)
+
+
+_TAKE = _take()

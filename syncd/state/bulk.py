@@ -56,7 +56,7 @@ def upsert_many(tx: Connection, into: Table, rows: Rows) -> None:
 
 
 def update_many(tx: Connection, of: Table, rows: Rows) -> None:
-    """Change rows by their ``id``; all rows change the same columns."""
+    """Change rows by their primary key; all rows change the same columns."""
     if rows:
         tx.execute(_update(of, tuple(rows[0])), _given(rows))
 
@@ -76,8 +76,9 @@ def _upsert(into: Table, names: tuple[str, ...]) -> Executable:
 
 @cache
 def _update(of: Table, names: tuple[str, ...]) -> Executable:
-    given = _taken_apart(of, names)
-    return update(of).where(of.c.id == given.id).values({name: given[name] for name in names if name != "id"})
+    given, key = _taken_apart(of, names), [each.name for each in of.primary_key]
+    same = (of.c[name] == given[name] for name in key)
+    return update(of).where(*same).values({name: given[name] for name in names if name not in key})
 
 
 def _taken_apart(table: Table, names: tuple[str, ...]) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, Connection, Engine, Row, Text, delete, func, select, update
+from sqlalchemy import ARRAY, Connection, Engine, Row, Text, bindparam, delete, func, select, update
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import insert as upsert
 
@@ -14,10 +14,16 @@ from syncd.core.model import Side
 from syncd.errors import ConfigError, NotFoundError
 from syncd.state import schema as s
 from syncd.state.bulk import one_of
-from syncd.state.lease import Lease, prove
+from syncd.state.lease import Lease, alone, prove
 
 #: No vendor asks for more than a day (HubSpot's 477); what lies further ahead was written by a clock that was wrong.
 LONGEST_REST = timedelta(hours=25)
+
+
+#: Until when the connections of a pair asked to be left alone, of a statement about pairs.
+RESTS = select(func.max(s.connection.c.resting_until)).where(s.connection.c.pair == s.pair.c.id).scalar_subquery()
+_PAIR = select(s.pair, RESTS.label("resting_until")).where(s.pair.c.id == bindparam("id"))
+_LAST_RUN = select(func.max(s.run.c.started_at)).where(s.run.c.pair == bindparam("pair"), s.run.c.reason != "audit")
 
 
 def register(
@@ -29,7 +35,7 @@ def register(
     """
     pair_id = f"{tenant}/{name}"
     known = select(s.pair.c.config_hash, s.tenant.c.config_hash).join(s.tenant, s.tenant.c.name == s.pair.c.tenant)
-    with engine.connect() as look:
+    with alone(engine) as look:
         if look.execute(known.where(s.pair.c.id == pair_id)).one_or_none() == (config_hash, config_hash):
             return False
     with engine.begin() as tx:
@@ -77,9 +83,9 @@ def count_hint(tx: Connection, pair_id: str, side: Side, kind: str, parents: Col
 
 
 def find(engine: Engine, pair_id: str) -> Row[Any]:
-    """What is known of a pair. Raises NotFoundError."""
-    with engine.connect() as tx:
-        row: Row[Any] | None = tx.execute(select(s.pair).where(s.pair.c.id == pair_id)).one_or_none()
+    """What is known of a pair, and until when its connections asked to be left alone. Raises NotFoundError."""
+    with alone(engine) as tx:
+        row: Row[Any] | None = tx.execute(_PAIR, {"id": pair_id}).one_or_none()
     if row is None:
         raise NotFoundError(f"no pair {pair_id}")
     return row
@@ -94,32 +100,32 @@ def remap(
     that both systems ``carried`` and that one of them lacks now, though the file still wants them, look as
     if everybody had emptied them. Raises ConfigError naming those; nothing is changed then.
     """
-    with engine.begin() as tx:
-        prove(tx, held)
-        known = tx.execute(select(s.pair.c.mapping).where(s.pair.c.id == held.pair)).scalar()
-        now = {
-            kind: {name: said for name, said in fields.items() if name in carried.get(kind, ())}
-            for kind, fields in meanings.items()
-        }
-        if lost := sorted(
-            f"{kind}.{name}"
-            for kind, fields in (known or {}).items()
-            for name, said in fields.items()
-            if meanings.get(kind, {}).get(name) == said and name not in now[kind]
-        ):
-            raise ConfigError(
-                f"{held.pair}: the crm or propstreet no longer carries {', '.join(lost)}, which this pair syncs. "
-                "Restore it there, or set it to off below kinds.KIND.fields in the tenant's file."
-            )
-        changed = {
-            kind: sorted(name for name, said in now[kind].items() if fields.get(name) != said)
-            for kind, fields in (known or {}).items()
-            if kind in now
-        }
-        changed = {kind: names for kind, names in changed.items() if names}
-        for kind, names in changed.items():
-            _meet_anew(tx, held.pair, kind, names)
-        if known != (mapping := {**(known or {}), **now}):
+    known: Mapping[str, Mapping[str, str]] = find(engine, held.pair).mapping or {}
+    now = {
+        kind: {name: said for name, said in fields.items() if name in carried.get(kind, ())}
+        for kind, fields in meanings.items()
+    }
+    if lost := sorted(
+        f"{kind}.{name}"
+        for kind, fields in known.items()
+        for name, said in fields.items()
+        if meanings.get(kind, {}).get(name) == said and name not in now[kind]
+    ):
+        raise ConfigError(
+            f"{held.pair}: the crm or propstreet no longer carries {', '.join(lost)}, which this pair syncs. "
+            "Restore it there, or set it to off below kinds.KIND.fields in the tenant's file."
+        )
+    changed = {
+        kind: sorted(name for name, said in now[kind].items() if fields.get(name) != said)
+        for kind, fields in known.items()
+        if kind in now
+    }
+    changed = {kind: names for kind, names in changed.items() if names}
+    if known != (mapping := {**known, **now}):
+        with engine.begin() as tx:
+            prove(tx, held)
+            for kind, names in changed.items():
+                _meet_anew(tx, held.pair, kind, names)
             tx.execute(update(s.pair).where(s.pair.c.id == held.pair).values(mapping=mapping))
     return changed
 
@@ -164,19 +170,14 @@ def prove_account(engine: Engine, pair_id: str, side: Side, connector: str, acco
 
 def last_run_at(engine: Engine, pair_id: str) -> datetime | None:
     """When the latest run of a pair began that reads both sides; an audit is none."""
-    with engine.connect() as tx:
-        found: datetime | None = tx.execute(
-            select(func.max(s.run.c.started_at)).where(s.run.c.pair == pair_id, s.run.c.reason != "audit")
-        ).scalar()
+    with alone(engine) as tx:
+        found: datetime | None = tx.execute(_LAST_RUN, {"pair": pair_id}).scalar()
     return found
 
 
-def resting_until(engine: Engine, pair_id: str, at: datetime) -> datetime | None:
-    """Until when one of the pair's connections asked to be left alone, if that is still to come."""
-    with engine.connect() as tx:
-        found: datetime | None = tx.execute(
-            select(func.max(s.connection.c.resting_until)).where(s.connection.c.pair == pair_id)
-        ).scalar()
+def resting_until(known: Row[Any], at: datetime) -> datetime | None:
+    """Until when one of the connections of a pair, as ``find`` gave it, asked to be left alone; None if that is past."""
+    found: datetime | None = known.resting_until
     return found if found is not None and at < found <= at + LONGEST_REST else None
 
 

@@ -38,7 +38,7 @@ from syncd.state.desk import (
 from syncd.state.explain import Place
 from syncd.state.journal import describe, entry_of
 from syncd.state.lease import SKEW_SECONDS, TTL_SECONDS
-from syncd.state.pairs import LONGEST_REST
+from syncd.state.pairs import LONGEST_REST, RESTS
 from syncd.state.postgres import in_order_of_work
 
 #: Rows of one page.
@@ -70,9 +70,8 @@ def standings(engine: Engine, scope: Scope, at: datetime) -> list[Document]:
     latest = _latest(s.run.c.reason.not_in(["audit", "plan"]), s.run.c.state != "running")
     good = _latest(s.run.c.state == "done", s.run.c.reason.in_(["run", "backfill", "apply"]))
     running = _latest(s.run.c.state == "running")
-    rest = select(func.max(s.connection.c.resting_until)).where(s.connection.c.pair == s.pair.c.id).scalar_subquery()
     query = select(
-        s.pair, latest.label("latest"), good.label("good"), running.label("running"), rest.label("resting_until")
+        s.pair, latest.label("latest"), good.label("good"), running.label("running"), RESTS.label("resting_until")
     ).where(scope.covers(s.pair.c.id))
     with engine.connect() as tx:
         rows = tx.execute(query.order_by(s.pair.c.id)).all()
