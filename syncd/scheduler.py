@@ -8,7 +8,7 @@ files are looked at every few seconds: a new pair starts to tick, a removed one 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Protocol
 
 import structlog
@@ -29,10 +29,11 @@ CHORES: Mapping[str, float] = {"audit": 60.0, "prune": 86_400.0}
 TELL_SECONDS = 15.0
 #: Another replica's tick counts as this one's if it was no longer ago than this share of the interval.
 HEARD_SHARE = 0.8
-#: A run that began within this share after this process asked for it is its own, and had to wait for a worker:
-#: then the time of asking counts, or a queue that is late once would lose every second tick. Below a half, so that
-#: two replicas never take each other's runs for their own.
-OWN_SHARE = 0.4
+#: How far two ticks of a pair may be closer, or further apart, than its interval, as a share of it.
+JITTER = 0.05
+#: At the start pairs tick one after the other, so long after each other or sooner, evenly within their interval:
+#: hundreds that tick together wait for each other each time.
+APART_SECONDS = 1.0
 
 
 class Asks(Protocol):
@@ -52,7 +53,6 @@ class Schedule:
         self._service, self._tenants, self._queue, self._beat = service, tenants, queue, beat
         self._log = structlog.get_logger()
         self._ticks: dict[str, tuple[timedelta, str]] = {}
-        self._asked: dict[str, datetime] = {}
         self.scheduler = BackgroundScheduler(
             # Who is told may be slow to answer; no tick waits for that.
             executors={"default": ThreadPoolExecutor(4), "notices": ThreadPoolExecutor(1)},
@@ -89,19 +89,19 @@ class Schedule:
         for pair_id in set(self._ticks) - set(wanted):
             self.scheduler.remove_job(f"pair {pair_id}")
             del self._ticks[pair_id]
-            self._asked.pop(pair_id, None)
             self._log.info("pair.unscheduled", pair=pair_id)
-        for pair_id, pair in wanted.items():
-            told = (pair.every, repr(pair.quiet))
-            if self._ticks.get(pair_id) == told:
-                continue
+        told = {pair_id: (pair.every, repr(pair.quiet)) for pair_id, pair in wanted.items()}
+        changed = [pair_id for pair_id in wanted if self._ticks.get(pair_id) != told[pair_id]]
+        for position, pair_id in enumerate(changed):
+            pair = wanted[pair_id]
             seconds = pair.every.total_seconds()
+            apart = min(APART_SECONDS, seconds / len(changed))
             self.scheduler.add_job(
                 self._tick, "interval", args=[lambda pair_id=pair_id, pair=pair: self.tick(pair_id, pair)],
-                seconds=seconds, jitter=max(1, int(seconds / 10)), id=f"pair {pair_id}", replace_existing=True,
-                next_run_time=self._service.now(),
+                seconds=seconds * (1 - JITTER), jitter=seconds * 2 * JITTER, id=f"pair {pair_id}",
+                replace_existing=True, next_run_time=self._service.now() + timedelta(seconds=position * apart),
             )  # fmt: skip
-            self._ticks[pair_id] = told
+            self._ticks[pair_id] = told[pair_id]
             self._log.info("pair.scheduled", pair=pair_id, every_seconds=seconds)
         return len(self._ticks)
 
@@ -110,16 +110,9 @@ class Schedule:
         now = self._service.now()
         if pair.quiet is not None and pair.quiet.covers(now):
             return False
-        last = pairs.last_run_at(self._service.engine, pair_id)
-        asked = self._asked.get(pair_id)
-        if last is not None and asked is not None and _is_recent(asked, last, pair.every * OWN_SHARE):
-            last = asked
-        if last is not None and _is_recent(last, now, pair.every * HEARD_SHARE):
+        if not pairs.tick(self._service.engine, pair_id, now, pair.every * HEARD_SHARE):
             return False
-        if not self._queue.wake(pair_id):
-            return False
-        self._asked[pair_id] = now
-        return True
+        return self._queue.wake(pair_id)
 
     def _tell(self) -> None:
         """Tell people what is the matter, and what is over; several replicas may look at once."""
@@ -129,8 +122,3 @@ class Schedule:
         """While the database is gone nothing is asked for, and that is said once."""
         with watching(self._service):
             ask()
-
-
-def _is_recent(last: datetime, now: datetime, span: timedelta) -> bool:
-    """Not where the last time lies ahead: then a clock was wrong."""
-    return timedelta(0) <= now - last < span

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ARRAY, Connection, Engine, Row, Text, bindparam, delete, func, select, update
+from sqlalchemy import ARRAY, Connection, Engine, Row, Text, bindparam, delete, func, or_, select, update
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import insert as upsert
 
@@ -23,7 +23,17 @@ LONGEST_REST = timedelta(hours=25)
 #: Until when the connections of a pair asked to be left alone, of a statement about pairs.
 RESTS = select(func.max(s.connection.c.resting_until)).where(s.connection.c.pair == s.pair.c.id).scalar_subquery()
 _PAIR = select(s.pair, RESTS.label("resting_until")).where(s.pair.c.id == bindparam("id"))
-_LAST_RUN = select(func.max(s.run.c.started_at)).where(s.run.c.pair == bindparam("pair"), s.run.c.reason != "audit")
+
+
+def _asked() -> Any:
+    new = upsert(s.tick).values(pair=bindparam("of"), asked_at=bindparam("at"))
+    is_over = or_(s.tick.c.asked_at <= bindparam("earliest"), s.tick.c.asked_at > bindparam("latest"))
+    return new.on_conflict_do_update(
+        index_elements=["pair"], set_={"asked_at": new.excluded.asked_at}, where=is_over
+    ).returning(s.tick.c.pair)  # fmt: skip
+
+
+_TICK = _asked()
 
 
 def register(
@@ -168,15 +178,19 @@ def prove_account(engine: Engine, pair_id: str, side: Side, connector: str, acco
             )
 
 
-def last_run_at(engine: Engine, pair_id: str) -> datetime | None:
-    """When the latest run of a pair began that reads both sides; an audit is none."""
+def tick(engine: Engine, pair_id: str, at: datetime, span: timedelta) -> bool:
+    """Whether it is time to ask for a run; False if a tick, of whatever replica, did so less than ``span`` ago.
+
+    Of several that tick at once one hears True. What lies further ahead than ``span`` was noted by a clock that was
+    wrong.
+    """
     with alone(engine) as tx:
-        found: datetime | None = tx.execute(_LAST_RUN, {"pair": pair_id}).scalar()
-    return found
+        given = {"of": pair_id, "at": at, "earliest": at - span, "latest": at + span}
+        return tx.execute(_TICK, given).scalar() is not None
 
 
 def resting_until(known: Row[Any], at: datetime) -> datetime | None:
-    """Until when one of the connections of a pair, as ``find`` gave it, asked to be left alone; None if that is past."""
+    """Until when the connections of a pair, as ``find`` gave it, asked to be left alone; None if that is past."""
     found: datetime | None = known.resting_until
     return found if found is not None and at < found <= at + LONGEST_REST else None
 

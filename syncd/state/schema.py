@@ -77,6 +77,13 @@ pair = Table(
     UniqueConstraint("tenant", "namespace"),
 )
 
+tick = Table(
+    "tick",
+    metadata,
+    Column("pair", Text, primary_key=True),
+    _at("asked_at", nullable=False),
+)
+
 connection = Table(
     "connection",
     metadata,

@@ -60,7 +60,8 @@ def pair(desk: Desk) -> Pair:
 
 
 def last_run(desk: Desk) -> object:
-    return pairs.last_run_at(desk.service.engine, PAIR)
+    with desk.service.engine.connect() as tx:
+        return tx.execute(text("SELECT max(started_at) FROM run WHERE pair = :pair"), {"pair": PAIR}).scalar()
 
 
 def test_asked_by_several_replicas_a_pair_waits_in_the_queue_once(desk: Desk) -> None:

@@ -12,9 +12,8 @@ from structlog.testing import capture_logs
 from syncd.config import load
 from syncd.errors import ConfigError
 from syncd.scheduler import Schedule
-from syncd.state import pairs
 from syncd.tenants import Tenants
-from tests.cli.test_cli import Desk, desk, folder, in_step
+from tests.cli.test_cli import Desk, desk, folder
 
 __all__ = ["desk", "folder"]
 
@@ -36,37 +35,42 @@ class Heard:
 
 
 def test_a_tick_counts_for_all_replicas(desk: Desk) -> None:
-    """A pair whose run began a moment ago is not asked for by another replica; after its interval it is."""
+    """A pair that another replica's tick asked for a moment ago is not asked for again; after its interval it is."""
     pair = desk.tenant("hubspot", every="30s")
-    in_step(pair)
+    pair.write()
     heard = Heard()
-    schedule = Schedule(desk.service, Tenants(desk.folder), heard)
+    one, other = (Schedule(desk.service, Tenants(desk.folder), heard) for _ in range(2))
     _, config = pair.config()
-    assert not schedule.tick(PAIR, config)
-    last = pairs.last_run_at(desk.service.engine, PAIR)
-    assert last is not None
-    desk.service.now = lambda: last + timedelta(seconds=23)
-    assert not schedule.tick(PAIR, config)
-    desk.service.now = lambda: last + timedelta(seconds=25)
-    assert schedule.tick(PAIR, config)
-    # A run that began in the future was written by a clock that was wrong.
-    desk.service.now = lambda: last - timedelta(hours=1)
-    assert schedule.tick(PAIR, config)
-    assert heard.asked == [PAIR, PAIR]
+    first = desk.service.now()
+
+    def ticks(schedule: Schedule, seconds: float) -> bool:
+        desk.service.now = lambda: first + timedelta(seconds=seconds)
+        return schedule.tick(PAIR, config)
+
+    assert (ticks(one, 0), ticks(other, 0), ticks(other, 23), ticks(other, 25)) == (True, False, False, True)
+    assert (ticks(one, 30), ticks(other, 55), ticks(one, 60)) == (False, True, False)
+    # A tick in the future was noted by a clock that was wrong.
+    assert (ticks(one, -3_600), ticks(other, -3_599)) == (True, False)
+    assert heard.asked == [PAIR] * 4
 
 
-def test_a_run_that_waited_for_a_worker_costs_its_pair_no_tick(desk: Desk) -> None:
-    """What this process asked for counts from then on, however late it began; for another replica, once it began."""
-    pair = desk.tenant("hubspot", every="30s")
-    in_step(pair)
-    one, other = (Schedule(desk.service, Tenants(desk.folder), Heard()) for _ in range(2))
-    _, config = pair.config()
-    began = pairs.last_run_at(desk.service.engine, PAIR)
-    assert began is not None
-    desk.service.now = lambda: began - timedelta(seconds=10)
-    assert one.tick(PAIR, config)
-    desk.service.now = lambda: began + timedelta(seconds=20)
-    assert (other.tick(PAIR, config), one.tick(PAIR, config)) == (False, True)
+def test_at_the_start_pairs_tick_one_after_the_other(desk: Desk) -> None:
+    """A second apart, or evenly within their interval if they are many; one that comes later ticks at once."""
+    schedule = Schedule(desk.service, Tenants(desk.folder), Heard())
+    now = desk.service.now()
+    desk.service.now = lambda: now
+
+    def first_ticks(names: list[str], every: str) -> list[float]:
+        for name in names:
+            desk.tenant("hubspot", name=name, every=every).write()
+        schedule.reload()
+        jobs = [schedule.scheduler.get_job(f"pair {name}/hubspot") for name in names]  # type: ignore[no-untyped-call]
+        return [(job.next_run_time - now).total_seconds() for job in jobs]
+
+    assert first_ticks(["ann", "bob", "cid"], "30s") == [0.0, 1.0, 2.0]
+    assert first_ticks(["dan"], "30s") == [0.0]
+    many = [f"t{number:02d}" for number in range(20)]
+    assert first_ticks(many, "10s") == [number * 0.5 for number in range(20)]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from sqlalchemy import select
 from connectors.hubspot.emulator import HubSpotEmulator
 from syncd.config import ServiceConfig
 from syncd.serve import Daemon, Parts, running
+from syncd.state import pairs
 from syncd.state import schema as s
 from syncd.web import ordering
 from tests.cli.test_cli import Desk, desk, folder, in_step
@@ -71,7 +73,7 @@ class Town:
 
 @pytest.fixture
 def town(desk: Desk, tmp_path: Path) -> Iterator[Town]:
-    """No tick has anything to say: the last run was a moment ago, and the next is due in ten minutes."""
+    """No tick has anything to say: the last one was a moment ago, and the next is due in ten minutes."""
     with socket.create_server(("127.0.0.1", 0)) as door:
         port = door.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
@@ -83,6 +85,7 @@ def town(desk: Desk, tmp_path: Path) -> Iterator[Town]:
         connection["webhooks"] = {"secret": {"file": str(tmp_path / name)}}
     pair.write(said)
     in_step(pair)
+    assert pairs.tick(desk.service.engine, "nordhaus/hubspot", desk.service.now(), timedelta(minutes=8))
     settings = ServiceConfig.model_validate({"web": {"port": port, "public_url": url}})
     with running(desk.service, desk.folder, settings, Parts(), over=threading.Event()) as daemon:
         pair.hub.webhooks.is_local = True
