@@ -51,7 +51,7 @@ class DoubtedError(SyncdError):
 class Outset:
     """What a run finds of both sides before it pulls: how far its feeds are, and what webhooks spoke of.
 
-    Of what they speak of meanwhile the next run hears: it is theirs that woke it.
+    What they speak of meanwhile is for the next run, which they have asked for.
     """
 
     feeds: Mapping[tuple[Side, str], FeedRow]
