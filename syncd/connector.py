@@ -492,7 +492,8 @@ class Heard:
 
     ``ids`` are what the delivery, or each of its parts, is known by, the same when it is repeated.
     ``account`` is the account that it says it comes from, spelt as ``Account.id``, None if it does
-    not say. ``answer`` is the body that the vendor wants in return.
+    not say. ``answer`` is the body that the vendor wants in return. ``tells_all``: the hints and the
+    listings of changes show all of which it speaks; else a run has to look at every open deal for it.
     """
 
     ids: tuple[str, ...]
@@ -500,6 +501,7 @@ class Heard:
     account: str | None = None
     answer: str = ""
     content_type: str = "text/plain"
+    tells_all: bool = False
 
 
 class Receiver(Protocol):

@@ -82,7 +82,10 @@ def running(
     worker = Worker(service, tenants, beat=lambda: vitals.beat("worker"), on_failure=lambda: _fail(daemon, over))
     with ExitStack() as stack:
         if parts.web:
-            site = Site(service, tenants.now, daemon.queue.wake, settings.web, vitals=vitals, order=daemon.queue.order)
+            site = Site(
+                service, tenants.now, daemon.queue.wake, settings.web,
+                vitals=vitals, order=daemon.queue.order, heed=daemon.queue.heed,
+            )  # fmt: skip
             daemon.url = stack.enter_context(listening(application(site), _door(settings.web)))
         if parts.worker:
             worker.start()

@@ -415,13 +415,14 @@ def run_pair(
     limit: int | None = None,
     visits: int | None = None,
     is_scheduled: bool = False,
+    is_told: bool = False,
     progress: Progress = lambda stage, kind, count: None,
 ) -> Result:
     """One run of one pair: whatever it ends with is in the result, in the database and in the log.
 
     With the reason ``undo`` it takes the run ``undone`` back, or with ``is_dry`` only plans that.
     ``is_scheduled``: nobody asked for this very run, so that a plan which waits for a person is
-    left as it is.
+    left as it is. ``is_told``: it only looks after what webhooks told.
     """
     pair_id = f"{tenant.tenant}/{pair.name}"
     log = structlog.get_logger().bind(tenant=tenant.tenant, pair=pair.name)
@@ -451,7 +452,7 @@ def run_pair(
     except ConfigError as exc:
         return replace(nothing, message=str(exc), is_config=True, error=_sort_of(exc))
     is_approved = is_approved or known.approved_at is not None or reason in ("backfill", "apply")
-    order = Order(reason, is_approved, known.is_waived, is_sweep=is_sweep)
+    order = Order(reason, is_approved, known.is_waived, is_sweep=is_sweep, is_told=is_told)
     rules = PairRules(
         kinds=rules_of(tenant, pair),
         limits=tenant.limits(pair),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal
 
 import structlog
@@ -57,6 +58,10 @@ class Queue:
         """Have a pair run as soon as a worker is free; False if it waits already."""
         return self._ask("run", RUNS, pair_id, {"pair": pair_id})
 
+    def heed(self, pair_id: str) -> bool:
+        """The same for a run that only looks after what webhooks told; one that was woken waits beside it."""
+        return self._ask("run", RUNS, pair_id, {"pair": pair_id, "is_told": True}, thing=f"{pair_id} told")
+
     def order(
         self, pair_id: str, reason: Literal["apply", "undo"], *, plan_id: str | None = None, run_id: str | None = None
     ) -> bool:
@@ -69,7 +74,9 @@ class Queue:
         """Have a worker look after what is done beside the runs: audit, prune."""
         return self._ask("chore", CHORES, f"chore {name}", {"name": name})
 
-    def _ask(self, task: str, queue: str, lock: str, args: Mapping[str, str], *, thing: str | None = None) -> bool:
+    def _ask(
+        self, task: str, queue: str, lock: str, args: Mapping[str, str | bool], *, thing: str | None = None
+    ) -> bool:
         try:
             with self._engine.begin() as tx:
                 mine = tx.connection.driver_connection
@@ -172,11 +179,11 @@ class Worker:
 
     # --- the work -------------------------------------------------------------------------
 
-    async def take(self, pair: str) -> None:
+    async def take(self, pair: str, is_told: bool = False) -> None:
         """One scheduled run, until it ended or stepped aside: then its lease alone keeps others from the pair."""
         if pair in self._aside or (pair in self._ailing and len(self._aside) >= ASIDE):
             return  # the next tick asks again
-        running = asyncio.get_running_loop().run_in_executor(None, self.run, pair)
+        running = asyncio.get_running_loop().run_in_executor(None, partial(self.run, pair, is_told=is_told))
         while not running.done():
             is_ailing = pair in self._ailing
             if (is_ailing or self._is_kept_waiting(pair)) and len(self._aside) < ASIDE:
@@ -185,10 +192,10 @@ class Worker:
             await asyncio.wait([running], timeout=LOOK_SECONDS)
         running.result()
 
-    def run(self, pair: str) -> None:
+    def run(self, pair: str, *, is_told: bool = False) -> None:
         """One scheduled run: what one pair meets never reaches another."""
         result = self._each(pair, lambda t, p: run_pair(self._service, t, p, "run", is_sweep=False, visits=p.visits,
-                                                        is_scheduled=True))  # fmt: skip
+                                                        is_scheduled=True, is_told=is_told))  # fmt: skip
         if result is not None and result.state == "failed" and result.error in _UNANSWERED:
             self._ailing.add(pair)
         else:

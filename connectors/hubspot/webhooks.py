@@ -55,7 +55,8 @@ def receive(delivery: Delivery, secrets: Sequence[str], at: datetime) -> Heard:
     if len(portals) != 1 or any("portalId" not in each for each in events):
         raise ContractError("a HubSpot webhook that is not of one portal")
     digest = hashlib.sha256(delivery.body + b"\n" + sent.encode()).hexdigest()
-    return Heard((digest,), _hints(events), account=str(portals.pop()))
+    tells_all = all(_moved(each) for each in events)
+    return Heard((digest,), _hints(events), account=str(portals.pop()), tells_all=tells_all)
 
 
 def _prove(delivery: Delivery, secrets: Sequence[str], at: datetime) -> str:

@@ -25,6 +25,8 @@ from syncd.errors import ConfigError, ContractError, ForgedError, MissingError
 WINDOW_SECONDS: Final = 300
 NOUNS: Final = ("contact", "company", "link", "project", "prospect")
 EVENTS: Final = tuple(f"{noun}.{verb}" for noun in NOUNS for verb in ("created", "updated", "deleted"))
+#: Of these the lists of changes tell.
+_LISTED: Final = frozenset(each for each in EVENTS if not each.startswith("prospect."))
 #: So many deliveries one call sends again.
 REPLAYED: Final = 100
 
@@ -47,7 +49,8 @@ def receive(delivery: Delivery, secrets: Sequence[str], at: datetime) -> Heard:
     event = payload.get("event", payload.get("type"))
     if not isinstance(event, str):
         raise ContractError("a Propstreet webhook without its event")
-    return Heard((id_,), _hints(event, payload.get("data")))
+    hints = _hints(event, payload.get("data"))
+    return Heard((id_,), hints, tells_all=bool(hints) or event in _LISTED)
 
 
 def _hints(event: str, data: object) -> tuple[Hint, ...]:

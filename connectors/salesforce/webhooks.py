@@ -57,7 +57,8 @@ def receive(delivery: Delivery, secrets: Sequence[str], at: datetime) -> Heard:
         account = normal_id(_text(message, "OrganizationId"), "OrganizationId")
     except UnfitValueError as exc:
         raise ContractError("a Salesforce outbound message of no org") from exc
-    return Heard(ids, account=account, answer=ACK, content_type="text/xml")
+    # Each object has a list of its changes.
+    return Heard(ids, account=account, answer=ACK, content_type="text/xml", tells_all=True)
 
 
 def _text(of: Element, name: str) -> str:

@@ -71,10 +71,12 @@ def drain(
     plan_id: str | None,
     anew_before: datetime | None,
     is_sweep_forced: bool,
+    is_told: bool,
 ) -> None:
     """Pull all kinds of one pull group of one side and advance their feeds.
 
-    Feeds that were last listed whole before ``anew_before``, or never, are listed whole.
+    Feeds that were last listed whole before ``anew_before``, or never, are listed whole. With ``is_told`` nothing is
+    swept that is not forced to be, and of deals those are visited of which webhooks spoke, or that never were.
     Raises DoubtedError for a listing that is not to be believed, and what the connector raises.
     """
     system = ctx.systems[side]
@@ -88,7 +90,7 @@ def drain(
     whole = {kind: _is_whole(ctx, feeds[kind], started_at, anew_before) for kind in kinds}
     is_deep = _is_due(lead.deep_at, started_at, DEEP_EVERY_SECONDS)
     quiet = lead.cost * SWEEP_SECONDS_PER_CALL if lead.cost > CHEAP_SWEEP else 0.0
-    is_sweep = is_sweep_forced or _is_due(lead.swept_at, started_at, quiet)
+    is_sweep = is_sweep_forced or (not is_told and _is_due(lead.swept_at, started_at, quiet))
     child = next((kind for kind in kinds if system.kind(kind).is_child), None)
     told = {kind: ids for kind in kinds if (ids := outset.told.get((side, kind)))}
     among: Collection[str] | None = None
@@ -112,6 +114,7 @@ def drain(
         rows = ctx.store.parents(
             side, child, plan_id,
             visited_before=rotation.visited_before, closed_before=rotation.closed_before, among=among,
+            is_told=is_told and not whole[child],
         )  # fmt: skip
         for count, row in enumerate(rows):
             if rotation.limit is not None and count >= rotation.limit:

@@ -38,7 +38,8 @@ class Order:
     ``is_approved``: a person let this pair run before, or does so now. ``is_waived``: a person
     has seen why it halted and said go, so that no brake holds this run. ``anew_before``: feeds
     listed whole before that instant are listed whole again. ``is_sweep``: look for deletions and
-    association changes now, however recently that was done.
+    association changes now, however recently that was done. ``is_told``: not at all, and below open
+    deals only for what webhooks told; the next run that is none of these looks for the rest.
     """
 
     reason: Reason
@@ -46,6 +47,7 @@ class Order:
     is_waived: bool = False
     anew_before: datetime | None = None
     is_sweep: bool = True
+    is_told: bool = False
 
 
 def execute(ctx: Context, order: Order) -> str | None:
@@ -77,7 +79,8 @@ def _pull_and_draft(ctx: Context, draft: Draft, order: Order) -> None:
                 group = next(g for g in ctx.systems[side].capabilities.pull_groups if kind in g)
                 drain(
                     ctx, side, group, outset,
-                    plan_id=draft.plan_id, anew_before=order.anew_before, is_sweep_forced=order.is_sweep,
+                    plan_id=draft.plan_id, anew_before=order.anew_before,
+                    is_sweep_forced=order.is_sweep, is_told=order.is_told,
                 )  # fmt: skip
                 pulled |= {(side, each) for each in group}
         _draft(draft, kind)
@@ -170,7 +173,8 @@ def execute_plan(ctx: Context, plan_id: str, on_verified: Callable[[], None] = l
             if any(kind in entries for kind in group):
                 # A listing that is not believed took nothing away, and what this plan touches is read by id.
                 with suppress(DoubtedError):
-                    drain(ctx, side, group, outset, plan_id=plan_id, anew_before=None, is_sweep_forced=False)
+                    drain(ctx, side, group, outset, plan_id=plan_id, anew_before=None,
+                          is_sweep_forced=False, is_told=False)  # fmt: skip
     _verify(ctx, plan_id)
     on_verified()
     _apply(ctx, plan_id, "apply")

@@ -146,6 +146,7 @@ class PostgresRows:
         after: Place | None,
         limit: int,
         among: Collection[str] | None = None,
+        is_told: bool = False,
     ) -> list[Row]:
         bounds = {
             "visited_before": visited_before,
@@ -154,7 +155,7 @@ class PostgresRows:
         }
         given = {name: value for name, value in bounds.items() if value is not None}
         place = after._asdict() if after is not None else {}
-        statement = _parents(side, child, frozenset(given), is_going_on=after is not None)
+        statement = _parents(side, child, frozenset(given), is_going_on=after is not None, is_told=is_told)
         return self._all(statement, plan=plan_id, limit=limit, **given, **place)
 
     def holders(self, side: Side, kind: str, key: str, ids: Collection[str]) -> list[Address]:
@@ -763,7 +764,7 @@ def _stranded(side: Side) -> Any:
 
 
 @cache
-def _parents(side: Side, child: str, bounds: frozenset[str], *, is_going_on: bool) -> Any:
+def _parents(side: Side, child: str, bounds: frozenset[str], *, is_going_on: bool, is_told: bool) -> Any:
     """``bounds`` are those of the arguments of ``Rows.parents`` that are given; ``is_going_on`` after a place."""
     kind = "contact" if child == "employment" else "deal"
     own_id, facts = _own(s.link, side, "id"), _own(s.link, side, "facts")
@@ -795,10 +796,12 @@ def _parents(side: Side, child: str, bounds: frozenset[str], *, is_going_on: boo
         statement = statement.where(or_(~known.c.is_closed, is_due, before))
     if "among" in bounds:
         statement = statement.where(_is_given(known.c.id, "among"))
+    if is_told:
+        statement = statement.where(or_(is_due, feed.parent.is_(None)))
     if is_going_on:
         typed = {"is_late": Boolean(), "visited_at": feed.visited_at.type, "id": Text()}
         statement = statement.where(tuple_(*order) > tuple_(*(bindparam(name, type_=typed[name]) for name in typed)))
-    return statement.order_by(*order).limit(bindparam("limit", type_=Integer))
+    return statement.order_by(*order, known.c.is_closed).limit(bindparam("limit", type_=Integer))
 
 
 _LINK = tuple(each.name for each in s.link.c)

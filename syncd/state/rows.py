@@ -83,11 +83,12 @@ class Rows(Protocol):
         after: Place | None,
         limit: int,
         among: Collection[str] | None = None,
+        is_told: bool = False,
     ) -> list[Row]:
         """``id``, ``watermark``, ``is_closed``, ``has_children``, ``visited_at`` of a child's parents, by ``Place``.
 
         Linked ones that nobody reported gone, and those that the plan creates on the other side;
-        with ``among`` only these.
+        with ``among`` only these; with ``is_told`` only those that are due or were never visited.
         ``hints``: how often a webhook spoke of one; ``is_due``: whether it did since the last visit.
         """
 

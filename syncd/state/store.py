@@ -203,19 +203,22 @@ class Store:
         visited_before: datetime | None,
         closed_before: datetime | None,
         among: Collection[str] | None = None,
+        is_told: bool = False,
     ) -> Iterator[ParentRow]:
         """Deals (contacts, for an employment) whose children are worth reading, some at a time.
 
         Those of which a webhook spoke, then the longest unvisited, closed ones last. Those that have
         a link, and those that the plan in the making creates on the other side. With
         ``visited_before`` only what was not visited since; with ``closed_before`` closed ones only
-        if they were not visited since; with ``among`` only these.
+        if they were not visited since; with ``among`` only these; with ``is_told`` only those of
+        which a webhook spoke since their last visit, or that were never visited.
         """
         # By place, not by a cursor left open: the vendor is called between two of these.
         after: Place | None = None
         while rows := self.rows.parents(
             side, child, plan_id,
             visited_before=visited_before, closed_before=closed_before, after=after, limit=PARENTS, among=among,
+            is_told=is_told,
         ):  # fmt: skip
             for row in rows:
                 yield ParentRow(

@@ -149,9 +149,10 @@ def _take(site: Site, door: _Door, delivery: Delivery) -> tuple[str, Heard | Non
         return "replayed", heard
     if not door.tenant.enabled or not awake:
         return "idle", heard
+    wake = site.heed if heard.tells_all and site.heed is not None else site.wake
     for pair_id in awake:
         try:
-            site.wake(pair_id)
+            wake(pair_id)
         except SQLAlchemyError as exc:
             # What it told is kept: the schedule comes to it.
             log.warning("pair.not_woken", pair=pair_id, problem=type(exc).__name__)

@@ -75,7 +75,8 @@ def _nobody(
 class Site:
     """``tenants`` is the last good reading of the tenants' files; ``wake`` has a pair run as soon as a worker is free.
 
-    ``wake`` takes a pair's id, ``tenant/pair``. Called again before the run began, it changes nothing.
+    ``wake`` takes a pair's id, ``tenant/pair``. Called again before the run began, it changes nothing. ``heed`` is the
+    same for a run that only looks after what webhooks told; without it the pair is woken.
     """
 
     service: Service
@@ -85,3 +86,4 @@ class Site:
     vitals: Vitals = field(default_factory=Vitals)
     deliveries: Fortunes = field(default_factory=Fortunes)
     order: Order = _nobody
+    heed: Callable[[str], object] | None = None

@@ -211,6 +211,24 @@ def test_associations_are_read_below_the_parent_that_was_spoken_of_and_no_other(
     world.settle()
 
 
+def test_a_run_for_what_webhooks_told_looks_for_nothing_else(world: World) -> None:
+    """Of the open deals one was spoken of, one is new; the others, and the sweep, are left to the next tick."""
+    deals = {name: world.hub.add("deal", {"name": name}) for name in ("told", "silent")}
+    contact = world.hub.add("contact", {"last_name": "Ek", "email": "ek@example.com"})
+    world.settle()
+    deals["new"] = world.hub.add("deal", {"name": "new"})
+    for deal in deals.values():
+        world.hub.add("deal_contact", {"classification": "contacted"}, refs={"deal": deal, "contact": contact})
+    world.kept.hint(Side.LEFT, "deal_contact", [deals["told"]])
+    for system in (world.hub, world.crm):
+        system.calls.clear()
+    assert world.run(is_sweep=False, is_told=True).created["deal_contact", Side.RIGHT] == 2
+    visited = [call for system in (world.hub, world.crm) for call in system.calls if call[0] == "children"]
+    assert len(visited) == 2, "the told one and the new one"
+    assert world.run(is_sweep=False, is_told=True).operations == 0
+    assert world.run(is_sweep=False).created["deal_contact", Side.RIGHT] == 1
+
+
 def test_an_association_that_went_is_read_again_before_it_counts_as_gone(world: World) -> None:
     """A visit by a webhook judges as every visit does."""
     world.crm.lag = timedelta(0)

@@ -68,17 +68,18 @@ def test_asked_by_several_replicas_a_pair_waits_in_the_queue_once(desk: Desk) ->
     """Whoever comes first is heard; another pair, and what a person ordered, wait beside it."""
     one, other = Queue(desk.service.engine), Queue(desk.service.engine)
     assert (one.wake(PAIR), other.wake(PAIR), one.wake(PAIR)) == (True, False, False)
+    assert (one.heed(PAIR), other.heed(PAIR)) == (True, False)
     assert other.wake("nordhaus/salesforce")
     assert (one.order(PAIR, "apply", plan_id="p1"), other.order(PAIR, "apply", plan_id="p1")) == (True, False)
     assert other.order(PAIR, "apply", plan_id="p2")
-    assert [status for _, status in jobs(desk)] == ["todo"] * 4
+    assert [status for _, status in jobs(desk)] == ["todo"] * 5
 
 
 def test_a_worker_does_what_was_asked_and_leaves_nothing_in_the_queue(desk: Desk, pair: Pair) -> None:
     """An edit travels with the next run that is asked for; work for a pair that no file names is dropped."""
     pair.hub_rename("hub1@example.com", "Renamed")
     queue, worker = Queue(desk.service.engine), Worker(desk.service, Tenants(desk.folder))
-    assert queue.wake("gone/hubspot") and queue.wake(PAIR)
+    assert queue.wake("gone/hubspot") and queue.wake(PAIR) and queue.heed(PAIR)
     worker.start()
     until(lambda: not jobs(desk))
     assert worker.stop(60)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import islice
-from operator import itemgetter
 from typing import Any, Final, Literal, TypeAlias
 
 from sqlalchemy import CheckConstraint, Table
@@ -458,6 +457,7 @@ class MemoryRows:
         after: Place | None,
         limit: int,
         among: Collection[str] | None = None,
+        is_told: bool = False,
     ) -> list[Row]:
         kind = "contact" if child == "employment" else "deal"
         known = {
@@ -474,7 +474,7 @@ class MemoryRows:
             is_old = visited_before is None or at is None or at < visited_before
             is_wanted = closed_before is None or not is_closed or is_due or at is None or at < closed_before
             place = Place(is_closed and not is_due, _EPOCH if is_due or at is None else at, id_)
-            is_wanted = is_wanted and (among is None or id_ in among)
+            is_wanted = is_wanted and (among is None or id_ in among) and (not is_told or is_due or feed is None)
             if is_old and is_wanted and (after is None or place > after):
                 told = {"hints": hints, "is_due": is_due, "is_closed": is_closed}
                 found.append((place, {"watermark": feed["watermark"] if feed is not None else None, **told}))
@@ -484,7 +484,7 @@ class MemoryRows:
                 "has_children": self._t.link.count("parent", side, child, place.id)
                 + self._t.sighting.count("parent", side, child, place.id) > 0,
             }
-            for place, told in sorted(found, key=itemgetter(0))[:limit]
+            for place, told in sorted(found, key=lambda each: (each[0], each[1]["is_closed"]))[:limit]
         ]  # fmt: skip
 
     def dirty(self) -> list[Row]:

@@ -616,8 +616,12 @@ class Simulation:
 
     def _jump(self) -> None:
         """The daemon's clock is set wrong, or right again."""
+        before = self.drift
         self.drift = timedelta(seconds=self.random.choice([0, 0, 3_000, -3_000, 90_000]))
         self.note("clock", self.drift.total_seconds())
+        if self.post is not None and self.drift > before:
+            # By its clock the daemon was told of these longer ago than any index lags behind.
+            self.post.gone.clear()
 
     def _partial(self, count: int) -> frozenset[int]:
         if self._rate and count > 1 and self.random.random() < self._rate:
@@ -708,7 +712,7 @@ class Simulation:
     def _wake(self) -> None:
         """Words arrive and bring a run about, sooner or later."""
         self.sleep(self.random.choice([0.0, 1.0, 20.0, 90.0]))
-        self._attempt(is_sweep=False, visits=self.settings.visits)
+        self._attempt(is_sweep=False, is_told=True, visits=self.settings.visits)
 
     def _run_and_crash(self) -> None:
         self._chaos = _Chaos(crash_in=self.random.randrange(1, 60), commits=True)
@@ -742,7 +746,7 @@ class Simulation:
 
     def _attempt(
         self, *, reason: str = "run", plan_id: str | None = None, is_sweep: bool = True, visits: int | None = None,
-        is_waived: bool = False, holder: str = "a",
+        is_waived: bool = False, holder: str = "a", is_told: bool = False,
     ) -> None:  # fmt: skip
         """One run as ``run_pair`` makes it."""
         if self._halted is not None and reason == "run" and not is_waived:
@@ -764,7 +768,7 @@ class Simulation:
         links, gone = self.state.dump("link"), set(self.post.gone) if self.post is not None else set()
         before = {side: len(vendor.wrote) for side, vendor in self.vendors.items()}
         try:
-            self._run_under(held, run_id, reason, plan_id, is_sweep, visits, is_released)
+            self._run_under(held, run_id, reason, plan_id, is_sweep, visits, is_released, is_told=is_told)
         finally:
             if self._running and self._running[-1] is held:
                 self._running.pop()
@@ -860,6 +864,8 @@ class Simulation:
         is_sweep: bool,
         visits: int | None,
         is_waived: bool,
+        *,
+        is_told: bool,
     ) -> None:
         store = self.state.store(held)
         journal = Journal(store)
@@ -874,7 +880,14 @@ class Simulation:
                 anew = self.now() if self._is_anew_due else None
                 made = execute(
                     ctx,
-                    Order(reason, is_approved=True, is_waived=is_waived, anew_before=anew, is_sweep=is_sweep),  # type: ignore[arg-type]  # one of its words
+                    Order(
+                        reason,  # type: ignore[arg-type]  # one of its words
+                        is_approved=True,
+                        is_waived=is_waived,
+                        anew_before=anew,
+                        is_sweep=is_sweep,
+                        is_told=is_told,
+                    ),
                 )
                 self._is_anew_due = False
                 self._saved_plan = made if reason == "plan" else None

@@ -633,7 +633,7 @@ class Twins:
             "parents", side, self.one("deal_contact employment"), plan, limit=self.random.choice([1, 9]),
             visited_before=at if self.flag() else None, closed_before=at if self.flag() else None,
             after=Place(self.flag(), self.at(), self.one("1 2 3")) if self.flag() else None,
-            among=self.ids() if self.flag() else None,
+            among=self.ids() if self.flag() else None, is_told=self.flag(),
         )  # fmt: skip
         self.ask("dirty")
         self.ask("holders", side, kind, "native", ids)

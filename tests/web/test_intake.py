@@ -73,6 +73,8 @@ class Desk:
     folder: Path
     clock: ManualClock = field(default_factory=ManualClock)
     woken: list[str] = field(default_factory=list)
+    heeded: list[str] = field(default_factory=list)
+    """Of the woken ones those that only look after what was told."""
 
     def __post_init__(self) -> None:
         for name, secret in (("propstreet", SECRET), ("hubspot", "client"), ("salesforce", LONG)):
@@ -88,9 +90,15 @@ class Desk:
             pairs.prove_account(self.engine, f"nordhaus/{name}", Side.LEFT, "propstreet", "client-1")
             pairs.prove_account(self.engine, f"nordhaus/{name}", Side.RIGHT, connector, account)
         self.service = Service(self.engine, now=self.clock)
-        self.site = Site(self.service, self.tenants, self.woken.append, WebConfig(public_url=PUBLIC))
+        self.site = Site(
+            self.service, self.tenants, self.woken.append, WebConfig(public_url=PUBLIC), heed=self.heed
+        )  # fmt: skip
         self.app = application(self.site)
         self.http = TestClient(self.app, raise_server_exceptions=False)
+
+    def heed(self, pair_id: str) -> None:
+        self.woken.append(pair_id)
+        self.heeded.append(pair_id)
 
     def write(self, text: str) -> None:
         (self.folder / "tenants").mkdir(exist_ok=True)
@@ -165,6 +173,28 @@ def test_a_webhook_of_a_crm_concerns_its_own_pair(desk: Desk) -> None:
     assert answer.status_code == 200
     assert desk.woken == ["nordhaus/hubspot"]
     assert desk.dirty() == [("nordhaus/hubspot", "deal", "5", 1), ("nordhaus/hubspot", "employment", "6", 1)]
+
+
+def test_where_all_is_told_a_run_looks_after_that_alone(desk: Desk) -> None:
+    """A prospect whose project is not named may be below any; so may be what an event of tomorrow speaks of."""
+    heeded = []
+    deliveries: list[Callable[[], Any]] = [
+        lambda: desk.propstreet({"event": "contact.updated", "data": {"id": 1}}, id_="msg_a"),
+        lambda: desk.propstreet({"event": "prospect.updated", "data": {"id": 1, "projectId": 12}}, id_="msg_b"),
+        lambda: desk.propstreet({"event": "prospect.updated", "data": {"id": 1}}, id_="msg_c"),
+        lambda: desk.propstreet({"event": "lease.signed", "data": {"id": 1}}, id_="msg_d"),
+        lambda: desk.hubspot(event("deal.propertyChange", objectId=5)),
+        lambda: desk.hubspot(event("deal.propertyChange", objectId=5), event("ticket.propertyChange", objectId=6)),
+        lambda: desk.salesforce("04l000000000001AAA"),
+    ]
+    for deliver in deliveries:
+        desk.woken.clear()
+        desk.heeded.clear()
+        assert deliver().status_code == 200
+        assert desk.woken
+        assert desk.heeded in ([], desk.woken)
+        heeded.append(bool(desk.heeded))
+    assert heeded == [True, True, False, False, True, False, True]
 
 
 def test_salesforce_gets_the_acknowledgement_that_it_waits_for(desk: Desk) -> None:
