@@ -241,10 +241,10 @@ def _field(book: _Book, link: Link, name: str, left: Row, right: Row, where: str
             if half != (None, None):
                 return
         case Flow.TO_CRM:
-            if here is None and (_never_spoke(left, name) or not _is_ours(book, Side.RIGHT, link, name)):
+            if here is None and (_never_spoke(left, name) or not _is_ours(book, Side.RIGHT, link, name, right)):
                 return  # one way does not blank what it did not write
         case Flow.TO_PROPSTREET:
-            if there is None and (_never_spoke(right, name) or not _is_ours(book, Side.LEFT, link, name)):
+            if there is None and (_never_spoke(right, name) or not _is_ours(book, Side.LEFT, link, name, left)):
                 return
         case _:
             pass
@@ -255,14 +255,18 @@ def _never_spoke(row: Row, name: str) -> bool:
     return all(held is None for held in row.held.get(name, ()))
 
 
-def _is_ours(book: _Book, side: Side, link: Link, name: str) -> bool:
-    """Whether syncd gave this side of a link this field."""
-    return any(
-        (row["kind"], row["side"], row["field"]) == (link["kind"], side, name)
+def _is_ours(book: _Book, side: Side, link: Link, name: str, there: Row) -> bool:
+    """Whether syncd gave this side of a link this field, and nobody wrote over it before it was seen there."""
+    given = [
+        row
+        for row in book.changes
+        if (row["kind"], row["side"], row["field"]) == (link["kind"], side, name)
         and (row["left_id"], row["right_id"]) == (link["left_id"], link["right_id"])
         and row["at"] >= link["linked_at"]
-        for row in book.changes
-    )
+    ]
+    if len(given) == 1 and there.by.get(name) == "person":
+        return thaw({name: given[0]["stored"]}) != {name: there.record.values.get(name)}
+    return bool(given)
 
 
 def _agree(book: _Book, kind: str, name: str, here: Value, there: Value) -> bool:

@@ -103,15 +103,20 @@ class Peers:
         self._thread.join()
 
     def behind(self, port: int) -> int | None:
+        """Looked up now, since a port that one process closed may be another's by the time it is heard of again."""
+        self._look()
         return self._known.get(port)
 
     def _watch(self) -> None:
         while not self._over.wait(0.1):
-            ports = _ports_by_inode()
-            for pid in [each.pid for each in self._replicas if each.process is not None]:
-                for inode in _sockets_of(pid):
-                    if inode in ports:
-                        self._known[ports[inode]] = pid
+            self._look()
+
+    def _look(self) -> None:
+        ports = _ports_by_inode()
+        for pid in [each.pid for each in self._replicas if each.process is not None]:
+            for inode in _sockets_of(pid):
+                if inode in ports:
+                    self._known[ports[inode]] = pid
 
 
 def _ports_by_inode() -> dict[str, int]:
