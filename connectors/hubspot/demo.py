@@ -102,8 +102,9 @@ class DemoHubSpot(HubSpotEmulator):
     def tinker(self, random: Random) -> str:
         choice = random.randrange(3)
         if choice == 0:
-            id_ = random.choice(sorted(self.all("contacts")))
-            self.edit("contacts", id_, {"jobtitle": random.choice(("VD", "CFO", "Partner", "Analytiker"))})
+            id_, contact = random.choice(sorted(self.all("contacts").items()))
+            titles = [each for each in ("VD", "CFO", "Partner", "Analytiker") if each != contact.get("jobtitle")]
+            self.edit("contacts", id_, {"jobtitle": random.choice(titles)})
             return f"a new job title for contact {id_}"
         if choice == 1:
             id_ = random.choice(sorted(self.all("contacts")))

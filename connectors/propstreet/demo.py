@@ -166,14 +166,15 @@ class DemoPropstreet(PropstreetEmulator):
             return f"a new price for project {id_}"
         if choice == 1:
             open_set = set(open_ids)
-            prospects = [each["id"] for each in self.all("prospects") if each["projectId"] in open_set]
-            id_ = random.choice(prospects)
-            stage = random.choice(("contacted", "interested", "bidder"))
-            self.edit("prospects", id_, {"classification": stage})
-            return f"prospect {id_} is now {stage}"
-        id_ = random.choice(self.all("contacts"))["id"]
-        self.edit("contacts", id_, {"strategy": random.choice(("Logistik", "Kontor core", "Bostäder"))})
-        return f"a new strategy for contact {id_}"
+            prospect = random.choice([each for each in self.all("prospects") if each["projectId"] in open_set])
+            stages = ("contacted", "interested", "bidder")
+            stage = random.choice([each for each in stages if each != prospect.get("classification")])
+            self.edit("prospects", prospect["id"], {"classification": stage})
+            return f"prospect {prospect['id']} is now {stage}"
+        contact, strategies = random.choice(self.all("contacts")), ("Logistik", "Kontor core", "Bostäder")
+        strategy = random.choice([each for each in strategies if each != contact.get("strategy")])
+        self.edit("contacts", contact["id"], {"strategy": strategy})
+        return f"a new strategy for contact {contact['id']}"
 
 
 def _deal_cells(held: Mapping[str, Any]) -> list[Cell]:
