@@ -55,8 +55,8 @@ def receive(delivery: Delivery, secrets: Sequence[str], at: datetime) -> Heard:
     if len(portals) != 1 or any("portalId" not in each for each in events):
         raise ContractError("a HubSpot webhook that is not of one portal")
     digest = hashlib.sha256(delivery.body + b"\n" + sent.encode()).hexdigest()
-    tells_all = all(_moved(each) for each in events)
-    return Heard((digest,), _hints(events), account=str(portals.pop()), tells_all=tells_all)
+    moved = [_moved(each) for each in events]
+    return Heard((digest,), _hints(moved), account=str(portals.pop()), tells_all=all(moved))
 
 
 def _prove(delivery: Delivery, secrets: Sequence[str], at: datetime) -> str:
@@ -79,14 +79,14 @@ def _prove(delivery: Delivery, secrets: Sequence[str], at: datetime) -> str:
     return sent
 
 
-def _hints(events: Iterable[Mapping[str, object]]) -> tuple[Hint, ...]:
+def _hints(moved: Iterable[Iterable[tuple[str, str]]]) -> tuple[Hint, ...]:
     """By kind the records that moved, and the deals and contacts whose associations did; what is unknown says nothing.
 
     All are read by id: search may not show them for a while yet.
     """
     found: dict[str, dict[str, None]] = {}
-    for event in events:
-        for kind, id_ in _moved(event):
+    for event in moved:
+        for kind, id_ in event:
             found.setdefault(kind, {})[id_] = None
     return tuple(Hint(kind, ids=tuple(ids)) for kind, ids in found.items())
 
