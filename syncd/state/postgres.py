@@ -40,7 +40,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from syncd.core.model import KINDS, Address, LinkState, Side, Verb
 from syncd.state import schema as s
 from syncd.state.bulk import insert_many, one_of, update_many, upsert_many
-from syncd.state.lease import Lease, prove
+from syncd.state.lease import Lease, alone, prove
 from syncd.state.rows import EMPTIED, Joined, Listing, Place, Row
 
 #: From so many new rows on the database is told to look at a table again.
@@ -56,8 +56,6 @@ class PostgresRows:
     def __init__(self, engine: Engine, pair: str):
         self.engine = engine
         self.pair = pair
-        # One statement sees one state by itself: to begin and end a transaction for it is two more trips.
-        self._looking = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._lease: Lease | None = None
         self._begun = ExitStack()
         self._tx: Connection | None = None
@@ -86,7 +84,7 @@ class PostgresRows:
         for name, count in self._added.items():
             if count >= max(ANALYZED, 2 * self._known_size.get(name, 0)):
                 self._known_size[name] = count
-                with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                with alone(self.engine) as connection:
                     connection.exec_driver_sql(f"ANALYZE {name}")
 
     @property
@@ -105,7 +103,7 @@ class PostgresRows:
         if self._tx is not None:
             yield self._tx
         else:
-            with self._looking.connect() as connection:
+            with alone(self.engine) as connection:
                 yield connection
 
     def _all(self, statement: Any, **given: object) -> list[Row]:
@@ -305,7 +303,7 @@ class PostgresRows:
     @contextmanager
     def listing(self, side: Side, kind: str) -> Iterator[Listing]:
         # No transaction is open while the vendor is asked for the next page.
-        with self._looking.connect() as connection:
+        with alone(self.engine) as connection:
             connection.exec_driver_sql("CREATE TEMP TABLE IF NOT EXISTS listed (id text PRIMARY KEY)")
             connection.exec_driver_sql("TRUNCATE listed")
             yield _Listing(connection, self, side, kind)
